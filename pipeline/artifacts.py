@@ -1,0 +1,157 @@
+"""Artifacts: folders of safetensors and JSON that hold a model, its architecture, its normaliser and its provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dynarep.pipeline.encoders import ARTIFACT_TYPES, DynamicsEncoder, IntentEncoder, Policy
+from dynarep.pipeline.params import ParamsError, validate
+
+SCHEMA_VERSION = 1
+
+
+class ArtifactError(ValueError):
+    """An artifact is missing, damaged, newer than this version, or does not fit; the message names file and field."""
+
+
+def provenance(project: Path | None = None) -> dict[str, Any]:
+    """Version, git revision (with ``+dirty`` for uncommitted changes) and torch version that make an artifact."""
+    git = ["git", "-C", str(project or Path.cwd()), "describe", "--always", "--dirty=+dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = None
+    return {"version": package_metadata.version("dynarep"), "revision": revision, "torch": torch.__version__}
+
+
+def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
+    """Two rows of zeros for each argument of ``model.forward``."""
+    a = model.architecture
+    observation = torch.zeros(2, a.observation_dim)
+    return (observation, torch.zeros(2, a.action_dim)) if isinstance(model, DynamicsEncoder) else (observation,)
+
+
+def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy, metadata: dict[str, Any]) -> None:
+    """Write ``model`` into ``folder``, which must exist: model.safetensors, config.json, metadata.json, model.pt2, README.md.
+
+    ``model.pt2`` is ``forward`` of the first replica with a dynamic batch, exported by torch.export: it runs without
+    this package.
+    """
+    model = model.cpu().eval().requires_grad_(False)
+    kind = type(model).__name__
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    config = {"schema_version": SCHEMA_VERSION, "type": kind, "architecture": dataclasses.asdict(model.architecture)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")
+    inputs = example_inputs(model)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
+    torch.export.save(program, folder / "model.pt2")
+    (folder / "README.md").write_text(_readme(kind, config["architecture"], metadata))
+
+
+def _readme(kind: str, architecture: dict[str, Any], metadata: dict[str, Any]) -> str:
+    rows = "\n".join(f"| {key} | {value} |" for key, value in architecture.items())
+    about = "\n".join(f"- **{key}**: {value}" for key, value in metadata.items() if isinstance(value, str | int | float))
+    return f"""# {kind}
+
+Made by dynarep.
+
+{about}
+
+| architecture | |
+|---|---|
+{rows}
+
+```python
+from pathlib import Path
+from dynarep.pipeline.artifacts import load_artifact
+
+model = load_artifact(Path("{metadata.get("path", "path/to/this/folder")}"))
+```
+
+Without dynarep: `torch.export.load("model.pt2").module()(*inputs)`.
+"""
+
+
+def load_artifact(folder: Path, *, observation_dim: int | None = None) -> IntentEncoder | DynamicsEncoder | Policy:
+    """Load a frozen model in eval mode.
+
+    Args:
+        folder: an artifact folder.
+        observation_dim: what the caller will feed; refused here, by name, if the model was made for another size.
+
+    Raises:
+        ArtifactError: if a file is missing or damaged, the schema is newer, a key is unknown, a weight or the
+            normaliser is missing, or ``observation_dim`` differs.
+    """
+    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    try:
+        config = json.loads(config_path.read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{config_path}: no such file; expected an artifact folder with config.json") from None
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{config_path}: not valid JSON: {error}") from None
+    unknown = set(config) - {"schema_version", "type", "architecture"}
+    if unknown:
+        raise ArtifactError(f"{config_path}: unknown keys {sorted(unknown)}")
+    if config.get("schema_version", 0) > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{config_path}: schema_version is {config['schema_version']}, this version reads up to {SCHEMA_VERSION}"
+        )
+    if config.get("type") not in ARTIFACT_TYPES:
+        raise ArtifactError(f"{config_path}: type is {config.get('type')!r}, expected one of {sorted(ARTIFACT_TYPES)}")
+    model_class, architecture_class = ARTIFACT_TYPES[config["type"]]
+    try:
+        model: IntentEncoder | DynamicsEncoder | Policy = model_class(
+            validate(architecture_class, config["architecture"], f"{config_path}: architecture")
+        )
+        state = load_file(weights_path)
+    except ParamsError as error:
+        raise ArtifactError(str(error)) from None
+    except FileNotFoundError:
+        raise ArtifactError(f"{weights_path}: no such file") from None
+    except SafetensorError as error:
+        raise ArtifactError(f"{weights_path}: damaged or truncated: {error}") from None
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ArtifactError(f"{weights_path}: {error}") from None
+    found = model.architecture.observation_dim
+    if observation_dim is not None and observation_dim != found:
+        raise ArtifactError(
+            f"{config_path}: the model reads observations of {found} numbers, the data has {observation_dim}"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _load(folder: Path, kind: type, observation_dim: int | None) -> Any:
+    model = load_artifact(folder, observation_dim=observation_dim)
+    if not isinstance(model, kind):
+        raise ArtifactError(f"{folder / 'config.json'}: type is {type(model).__name__}, expected {kind.__name__}")
+    return model
+
+
+def load_policy(folder: Path, *, observation_dim: int | None = None) -> Policy:
+    """Load a policy, see ``load_artifact``."""
+    return _load(folder, Policy, observation_dim)  # type: ignore[no-any-return]
+
+
+def load_intent_encoder(folder: Path, *, observation_dim: int | None = None) -> IntentEncoder:
+    """Load an intent encoder, see ``load_artifact``."""
+    return _load(folder, IntentEncoder, observation_dim)  # type: ignore[no-any-return]
+
+
+def load_dynamics_encoder(folder: Path, *, observation_dim: int | None = None) -> DynamicsEncoder:
+    """Load a dynamics encoder, see ``load_artifact``."""
+    return _load(folder, DynamicsEncoder, observation_dim)  # type: ignore[no-any-return]

@@ -1,0 +1,303 @@
+"""The one training loop: K updates per Lightning step, nothing synchronised inside, resumable to the bit.
+
+A learner is an ``nn.Module`` whose parameters carry the replica axis first and which offers
+
+- ``parameter_groups()``: optimiser groups, each ``{"params": [...], "lr": float}`` and optionally ``"cosine": True``
+  (the rate decays to zero over the run),
+- ``losses(batch) -> Losses``: one loss per replica; replicas are summed, so their gradients stay independent,
+- ``after_update()``: target networks.
+
+``sample(generator)`` draws a batch on the device, from tables that live there.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from dynarep.pipeline.functional import Losses
+from dynarep.pipeline.params import Field, config
+
+Sample = Callable[[torch.Generator], Any]
+
+
+@config
+class TrainingConfig:
+    """How long and in what portions to train; what is learned is configured with the method."""
+
+    updates: int = Field(gt=0)
+    batch_size: int = Field(256, gt=0)
+    updates_per_chunk: int = Field(250, gt=0)
+    """Updates per Lightning step: metrics are read, logged and checked once per chunk."""
+    checkpoint_every: int = Field(5000, gt=0)
+    """Updates between checkpoints for resuming, rounded up to whole chunks."""
+    gradient_clip: float | None = Field(None, gt=0)
+    """Largest gradient norm of one replica."""
+
+
+class Learner(Protocol):
+    """What the engine trains, see the module docstring."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]: ...  # noqa: D102
+    def losses(self, batch: Any) -> Losses: ...  # noqa: D102
+    def after_update(self) -> None: ...  # noqa: D102
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss or metric became NaN or infinite; the message names stage, update, metric and last good checkpoint."""
+
+
+def training_device() -> torch.device:
+    """The first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> None:
+    """Scale each replica's gradient to a norm of at most ``limit``; the first axis of every parameter is the replica."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+    scale = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    for g in gradients:
+        g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
+
+
+class _Chunks(pl.LightningModule):
+    """Lightning's view of a run: one epoch is one chunk of updates."""
+
+    def __init__(self, learner: nn.Module, sample: Sample, training: TrainingConfig, key: str, seed: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.learner = learner
+        self.sample = sample
+        self.training_config = training
+        self.key = key
+        self.updates = 0
+        self.curve: list[dict[str, float]] = []
+        self.last_checkpoint: Path | None = None
+        self._generator_seed = seed
+        self._resumed: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> Any:
+        groups = self.learner.parameter_groups()  # type: ignore[operator]
+        self._initial_rates = [group["lr"] for group in groups]
+        self._cosine = [group.pop("cosine", False) for group in groups]
+        return torch.optim.Adam(groups, fused=True)
+
+    def on_fit_start(self) -> None:
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(self._generator_seed)
+        torch.manual_seed(self._generator_seed)
+        if self._resumed is not None:
+            self.generator.set_state(self._resumed["generator"].cpu())
+            torch.set_rng_state(self._resumed["rng"].cpu())
+            if self._resumed["cuda_rng"]:
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda_rng"]])
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        training = self.training_config
+        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        rows: list[Tensor] = []
+        names: list[str] = []
+        started = time.perf_counter()
+        for _ in range(min(training.updates_per_chunk, training.updates - self.updates)):
+            progress = self.updates / training.updates
+            for group, rate, cosine in zip(optimizer.param_groups, self._initial_rates, self._cosine, strict=True):
+                if cosine:
+                    group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+            result: Losses = self.learner.losses(self.sample(self.generator))  # type: ignore[operator]
+            optimizer.zero_grad(set_to_none=True)
+            result.loss.sum().backward()  # type: ignore[no-untyped-call]
+            if training.gradient_clip is not None:
+                clip_gradients(parameters, training.gradient_clip)
+            optimizer.step()
+            self.learner.after_update()  # type: ignore[operator]
+            self.updates += 1
+            rows.append(torch.stack([result.loss.detach(), *result.metrics.values()]))
+            names = ["loss", *result.metrics]
+        values = torch.stack(rows).cpu()  # (K, metrics, R): the only synchronisation of the chunk
+        finite = values.isfinite().flatten(1).all(1)
+        if not finite.all():
+            k = int(finite.logical_not().nonzero()[0, 0])
+            bad = [name for name, row in zip(names, values[k], strict=True) if not row.isfinite().all()]
+            checkpoint = self.last_checkpoint or "none was written yet"
+            raise NonFiniteLossError(
+                f"{self.key}: {', '.join(bad)} became non-finite at update {self.updates - len(rows) + k + 1}; "
+                f"last good checkpoint: {checkpoint}"
+            )
+        means = values.mean((0, 2)).tolist()
+        rate = len(rows) / (time.perf_counter() - started)
+        self.curve.append({"update": self.updates, **dict(zip(names, means, strict=True)), "updates_per_second": rate})
+        if self.logger is not None:
+            self.logger.log_metrics({k: v for k, v in self.curve[-1].items() if k != "update"}, step=self.updates)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dynarep"] = {
+            "key": self.key,
+            "updates": self.updates,
+            "curve": self.curve,
+            "generator": self.generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint["dynarep"]
+        self.updates, self.curve = self._resumed["updates"], self._resumed["curve"]
+
+
+class _Checkpoint(pl.Callback):
+    """Writes ``path`` atomically every ``checkpoint_every`` updates."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, _Chunks)
+        training = pl_module.training_config
+        every = math.ceil(training.checkpoint_every / training.updates_per_chunk)
+        if (trainer.current_epoch + 1) % every == 0:
+            temporary = self.path.with_suffix(".tmp")
+            trainer.save_checkpoint(temporary)
+            temporary.replace(self.path)
+            pl_module.last_checkpoint = self.path
+
+
+class _Progress(pl.Callback):
+    """A live bar on a terminal, else a line every ``seconds``: updates per second, time left and the main metric."""
+
+    def __init__(self, title: str, total: int, metric: str, seconds: float = 15.0) -> None:
+        self.title, self.total, self.metric, self.seconds = title, total, metric, seconds
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.last = time.monotonic()
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+            )
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.task = self.bar.add_task(self.title, total=self.total, status="")
+            self.bar.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, _Chunks)
+        row = pl_module.curve[-1]
+        status = f"{row['updates_per_second']:.0f}/s  {self.metric} {row[self.metric]:.4g}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=pl_module.updates, status=status)
+        elif time.monotonic() - self.last > self.seconds or pl_module.updates >= self.total:
+            self.last = time.monotonic()
+            print(f"{self.title}: {pl_module.updates:,}/{self.total:,}  {status}", file=sys.stderr, flush=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if getattr(self, "bar", None) is not None:
+            self.bar.stop()
+
+
+def _resumable(path: Path, key: str) -> bool:
+    if not path.exists():
+        return False
+    try:
+        return bool(torch.load(path, map_location="cpu", weights_only=True)["dynarep"]["key"] == key)
+    except Exception as error:
+        print(f"{path}: not a usable checkpoint ({error}); training starts anew", file=sys.stderr)
+        return False
+
+
+def train(
+    learner: nn.Module,
+    sample: Sample,
+    training: TrainingConfig,
+    *,
+    name: str,
+    metric: str,
+    seed: int,
+    output: Path,
+    checkpoints: Path,
+    key: str,
+) -> None:
+    """Train ``learner`` in place and write ``curves.tsv`` and TensorBoard logs into ``output``.
+
+    Args:
+        learner: see the module docstring; it is moved to the training device and back to the CPU.
+        sample: draws a batch.
+        training: length and portions.
+        name: shown in progress lines, and the name of the checkpoint.
+        metric: the metric shown in progress lines.
+        seed: of the generator handed to ``sample`` and of the noise drawn in losses.
+        output: an existing folder.
+        checkpoints: folder of resume checkpoints, outside of any stage output. A checkpoint is used if its key equals
+            ``key`` and is removed when training has finished.
+        key: identifies everything that shapes the run (parameters, data).
+
+    Raises:
+        NonFiniteLossError: if a loss or metric is not finite.
+    """
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    path = checkpoints / f"{name.replace('/', '-')}.ckpt"
+    module = _Chunks(learner, sample, training, key, seed)
+    resume = path if _resumable(path, key) else None
+    if resume:
+        module.last_checkpoint = resume
+        print(f"{name}: resuming from {resume}", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        trainer = pl.Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=math.ceil(training.updates / training.updates_per_chunk),
+            logger=TensorBoardLogger(output, name="tensorboard", version=""),
+            callbacks=[_Checkpoint(path), _Progress(name, training.updates, metric)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, DataLoader(torch.zeros(1, 1)), ckpt_path=resume, weights_only=True)  # type: ignore[arg-type]
+    if module.updates < training.updates:
+        raise KeyboardInterrupt(f"{name}: stopped at update {module.updates} of {training.updates}")
+    learner.cpu().eval()
+    write_curve(output / "curves.tsv", module.curve)
+    path.unlink(missing_ok=True)
+
+
+def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write one line per chunk, tab separated, ``update`` first."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parameters_of(*modules: nn.Module) -> list[nn.Parameter]:
+    """All parameters of the modules, in order."""
+    return [p for module in modules for p in module.parameters()]
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's start-up notices (devices, tips); errors stay."""
+    import logging
+
+    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)

@@ -1,0 +1,82 @@
+"""Behaviour cloning: the policy that makes the recorded actions most likely (Pomerleau 1991).
+
+The actor is IQL's: a Gaussian with mean tanh(f(s)) scaled to the bounds and a free log-std in [-5, 2], so that cloning
+and offline reinforcement learning differ in the weight of each sample alone.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dynarep.pipeline.encoders import Policy, PolicyArchitecture
+from dynarep.pipeline.functional import Losses, gaussian_log_prob
+from dynarep.pipeline.networks import Normaliser
+from dynarep.pipeline.params import Field, config
+
+
+@config
+class BCConfig:
+    """Hyper-parameters of behaviour cloning."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    learning_rate: float = Field(3e-4, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the standardised observation."""
+
+
+class Demonstrations(Protocol):
+    """A batch of state-action pairs, (R, B, ...)."""
+
+    observations: Tensor
+    actions: Tensor
+
+
+class BC(nn.Module):
+    """Learner of a Gaussian policy by maximum likelihood."""
+
+    def __init__(
+        self,
+        c: BCConfig,
+        replicas: int,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        action_low: tuple[float, ...],
+        action_high: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.config = c
+        self.policy = Policy(
+            PolicyArchitecture(
+                replicas=replicas,
+                observation_dim=observation_mean.shape[-1],
+                action_low=action_low,
+                action_high=action_high,
+                hidden=c.hidden,
+            )
+        )
+        self.policy.normaliser = Normaliser(observation_mean, observation_std)
+        self.log_std = nn.Parameter(torch.zeros(replicas, 1, len(action_low)))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The actor with cosine decay."""
+        parameters = [*self.policy.parameters(), self.log_std]
+        return [{"params": parameters, "lr": self.config.learning_rate, "cosine": True}]
+
+    def losses(self, batch: Demonstrations) -> Losses:
+        """-E log pi(a|s)."""
+        features = nn.functional.dropout(self.policy.normaliser(batch.observations), self.config.dropout)
+        mean = self.policy.rescale(torch.tanh(self.policy.network(features)))
+        error = (mean.detach() - batch.actions).square().mean((-1, -2))
+        log_prob = gaussian_log_prob(batch.actions, mean, self.log_std.clamp(-5.0, 2.0))
+        return Losses(-log_prob.mean(-1), {"squared_error": error})
+
+    def after_update(self) -> None:
+        """Nothing follows an update."""
+
+    def export(self) -> Policy:
+        """The policy of every replica."""
+        return deepcopy(self.policy)

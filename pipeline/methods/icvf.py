@@ -1,0 +1,195 @@
+"""Intention-conditioned value functions: what psi(s) is learned by.
+
+Ghosh, Bhateja, Levine, "Reinforcement Learning from Passive Data via Latent Intentions", 2023, arXiv 2304.04782.
+
+| paper | here |
+|---|---|
+| V(s, g, z) = phi(s)^T T(z) psi(g), multilinear (section 4.2) | ``MultilinearValue`` |
+| advantage of the intent, A = r_z + gamma V(s', z, z) - V(s, z, z) (section 4.1) | ``intent_advantage`` |
+| expectile loss weighted by the sign of A (eq. 6) | ``icvf_loss`` |
+| mixture of random, trajectory and current goals (appendix) | ``dynarep.data.sampling.goal_and_intent`` |
+
+A goal is a state of the data and is reached where the indices agree: reward -1 and discount gamma before, 0 and 0 there.
+
+Deviations: observations are standardised by default (``normalise: false`` feeds them raw, as published); targets move
+after the gradient step. ``variant: ailot`` has the networks of AILOT (Bobrin et al. 2024): GELU on the outputs and
+LayerNorm on both branches; its published depth is ``hidden: [256, 256]``.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
+from dynarep.pipeline.functional import Losses, expectile_loss, polyak
+from dynarep.pipeline.networks import MLP, Normaliser, StackedLinear
+from dynarep.pipeline.params import Field, config
+
+
+@config
+class ICVFConfig:
+    """Hyper-parameters of ICVF; the defaults are the published ones."""
+
+    variant: Literal["icvf", "ailot"] = "icvf"
+    hidden: tuple[int, ...] = (256,)
+    """Widths before the output of phi, psi and T; AILOT's variant is published with (256, 256)."""
+    latent_dim: int = Field(256, gt=0)
+    """Width of phi, psi and T's outputs."""
+    normalise: bool = True
+    gamma: float = Field(0.99, gt=0, lt=1)
+    expectile: float = Field(0.9, gt=0, lt=1)
+    target_rate: float = Field(0.005, gt=0, le=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    p_random: float = Field(0.3, ge=0, le=1)
+    p_trajectory: float = Field(0.5, ge=0, le=1)
+    p_current: float = Field(0.2, ge=0, le=1)
+    p_same: float = Field(0.5, ge=0, le=1)
+    """Probability that the outcome is the intent's own goal."""
+
+
+@dataclass(frozen=True)
+class GoalBatch:
+    """Transitions with an outcome g and an intent z each; all (R, B, ...)."""
+
+    observations: Tensor
+    next_observations: Tensor
+    outcomes: Tensor
+    intents: Tensor
+    reached_outcome: Tensor
+    """(R, B), 1 where the current state is the outcome (same index), else 0."""
+    reached_intent: Tensor
+
+
+class MultilinearValue(nn.Module):
+    """V(s, g, z) = <A (T(z) * phi(s)), B (T(z) * psi(g))>, with T reading psi(z); two members per replica."""
+
+    def __init__(self, replicas: int, observation_dim: int, c: ICVFConfig) -> None:
+        super().__init__()
+        stack = (replicas, 2)
+        final = "relu" if c.variant == "icvf" else "gelu"
+
+        def network(inputs: int) -> MLP:
+            return MLP(stack, (inputs, *c.hidden, c.latent_dim), final_activation=final, init="xavier_uniform")
+
+        self.phi, self.psi, self.modulation = network(observation_dim), network(observation_dim), network(c.latent_dim)
+        self.state_branch = StackedLinear(stack, c.latent_dim, c.latent_dim, init="xavier_uniform")
+        self.outcome_branch = StackedLinear(stack, c.latent_dim, c.latent_dim, init="xavier_uniform")
+        self.layer_norm = c.variant == "ailot"
+
+    def value(self, phi: Tensor, psi: Tensor, t: Tensor) -> Tensor:
+        """Combine phi(s), psi(g) and T(z), each (R, 2, B, latent), into V (R, 2, B)."""
+        a, b = self.state_branch(t * phi), self.outcome_branch(t * psi)
+        if self.layer_norm:
+            a, b = nn.functional.layer_norm(a, a.shape[-1:]), nn.functional.layer_norm(b, b.shape[-1:])
+        return (a * b).sum(-1)  # type: ignore[no-any-return]
+
+    def forward(self, observations: Tensor, outcomes: Tensor, intents: Tensor) -> Tensor:
+        """V (R, 2, B) of standardised observations (R, B, obs_dim)."""
+        s, g, z = (x.unsqueeze(1) for x in (observations, outcomes, intents))
+        return self.value(self.phi(s), self.psi(g), self.modulation(self.psi(z)))
+
+
+def intent_advantage(reward: Tensor, discount: Tensor, next_value: Tensor, value: Tensor) -> Tensor:
+    """A = r_z + gamma m_z min_i V_i(s', z, z) - mean_i V_i(s, z, z), all from target networks.
+
+    Args:
+        reward: (R, B), -1, or 0 where the intent is reached.
+        discount: (R, B), gamma, or 0 where the intent is reached.
+        next_value: V(s', z, z), (R, 2, B).
+        value: V(s, z, z), (R, 2, B).
+
+    Returns:
+        (R, B).
+    """
+    return reward + discount * next_value.amin(1) - value.mean(1)
+
+
+def icvf_loss(value: Tensor, target: Tensor, advantage: Tensor, expectile: float) -> Tensor:
+    """sum_i mean_b |tau - 1(A < 0)| (q_i - V_i(s, g, z))^2 (eq. 6); every member has its own target.
+
+    Args:
+        value: V_i(s, g, z), (R, 2, B).
+        target: q_i = r + gamma m Vbar_i(s', g, z), (R, 2, B), without gradient.
+        advantage: (R, B), without gradient.
+        expectile: tau in (0, 1).
+
+    Returns:
+        (R,).
+    """
+    return expectile_loss(target - value, advantage.unsqueeze(1), expectile).mean(-1).sum(1)
+
+
+class ICVF(nn.Module):
+    """Learner of ``MultilinearValue`` with target copies."""
+
+    def __init__(self, c: ICVFConfig, replicas: int, observation_mean: Tensor, observation_std: Tensor) -> None:
+        super().__init__()
+        self.config = c
+        self.replicas = replicas
+        dim = observation_mean.shape[-1]
+        self.normaliser = Normaliser(observation_mean, observation_std) if c.normalise else Normaliser.identity(dim)
+        self.online = MultilinearValue(replicas, dim, c)
+        self.target = deepcopy(self.online).requires_grad_(False)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All online parameters at one learning rate."""
+        return [{"params": list(self.online.parameters()), "lr": self.config.learning_rate}]
+
+    def losses(self, batch: GoalBatch) -> Losses:
+        """The ICVF loss; each network reads each input once."""
+        c = self.config
+        s, s_next, g, z = (
+            self.normaliser(x).unsqueeze(1)
+            for x in (batch.observations, batch.next_observations, batch.outcomes, batch.intents)
+        )
+        r, m = batch.reached_outcome - 1.0, c.gamma * (1.0 - batch.reached_outcome)
+        r_z, m_z = batch.reached_intent - 1.0, c.gamma * (1.0 - batch.reached_intent)
+        goals = torch.cat([g, z], 2)
+
+        with torch.no_grad():
+            phi, phi_next = self.target.phi(torch.cat([s, s_next], 2)).chunk(2, 2)
+            psi_g, psi_z = self.target.psi(goals).chunk(2, 2)
+            t = self.target.modulation(psi_z)
+            values = self.target.value(
+                torch.cat([phi_next, phi_next, phi], 2), torch.cat([psi_g, psi_z, psi_z], 2), torch.cat([t, t, t], 2)
+            )
+            next_outcome, next_intent, intent = values.chunk(3, 2)
+            target = r.unsqueeze(1) + m.unsqueeze(1) * next_outcome
+            advantage = intent_advantage(r_z, m_z, next_intent, intent)
+
+        psi_g, psi_z = self.online.psi(goals).chunk(2, 2)
+        value = self.online.value(self.online.phi(s), psi_g, self.online.modulation(psi_z))
+        return Losses(
+            icvf_loss(value, target, advantage, c.expectile),
+            {
+                "value": value.detach().mean((1, 2)),
+                "advantage": advantage.mean(1),
+                "accepted": (advantage >= 0).float().mean(1),
+            },
+        )
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Polyak averaging of the targets."""
+        polyak(self.target.parameters(), self.online.parameters(), self.config.target_rate)
+
+    def export(self) -> IntentEncoder:
+        """psi of the first ensemble member of every replica; calibration is left at one."""
+        c = self.config
+        encoder = IntentEncoder(
+            IntentArchitecture(
+                replicas=self.replicas,
+                observation_dim=self.normaliser.mean.shape[-1],
+                hidden=c.hidden,
+                latent_dim=c.latent_dim,
+                variant=c.variant,
+            )
+        )
+        encoder.normaliser.load_state_dict(self.normaliser.state_dict())
+        encoder.psi.load_state_dict({name: tensor[:, 0] for name, tensor in self.online.psi.state_dict().items()})
+        return encoder

@@ -1,0 +1,248 @@
+r"""ValueDICE and ReprValueDICE: offline imitation by the dual of KL(d^pi || d^exp).
+
+Kostrikov, Nachum, Tompson, "Imitation Learning via Off-Policy Distribution Matching", ICLR 2020, arXiv 1912.05032;
+Ma, Dai, Ren, Wang, Li, "Offline Imitation Learning upon Arbitrary Demonstrations by Pre-Training Dynamics
+Representations", 2025, arXiv 2508.14383.
+
+| paper | here |
+|---|---|
+| J(pi, Q), minimised over Q, maximised over pi, and its mixture with replay | ``functional.dual_objective`` |
+| Q = f_xi(s, a) + phi(s, a)^T omega - log(mu(s)^T theta + 1 - gamma) (ReprValueDICE) | ``RepresentationCritic`` |
+| Q a perceptron (ValueDICE, nu = -Q) | ``PerceptronCritic`` |
+| gradient penalty, weight 10 | ``functional.gradient_penalty`` |
+| orthogonal regulariser on the actor's weights | ``orthogonality`` |
+
+The parameters of phi and mu are frozen; their forward pass is not, because d(phi^T omega)/da reaches the actor. The
+argument of the logarithm is softplus(mu^T theta) + 1 - gamma, which keeps it above 1 - gamma, where it must lie since
+mu^T theta = (d^pi - (1 - gamma) rho) / p_n. Expert states serve as initial states, so rho = d^exp.
+
+Deviations: one backward pass for both players through gradient reversal on the sampled actions; optionally a likelihood
+term ``cloning_weight`` * E_{d^exp} log pi(a|s) for the actor, because the dual game on a single demonstration alone
+determines the policy poorly (set it to 0 for the published objective).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynarep.pipeline.encoders import DynamicsEncoder, Policy, PolicyArchitecture
+from dynarep.pipeline.functional import Losses, dual_objective, gaussian_log_prob, gradient_penalty, reverse_gradient
+from dynarep.pipeline.networks import MLP, Normaliser
+from dynarep.pipeline.params import Field, config
+
+
+@config
+class ValueDICEConfig:
+    """Hyper-parameters of the dual game; the defaults are ValueDICE's."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    gamma: float = Field(0.99, gt=0, lt=1)
+    critic_rate: float = Field(1e-3, gt=0)
+    actor_rate: float = Field(1e-5, gt=0)
+    gradient_penalty: float = Field(10.0, ge=0)
+    orthogonality: float = Field(1e-4, ge=0)
+    replay_ratio: float = Field(0.0, ge=0, lt=1)
+    """alpha: share of the arbitrary data in both occupancies; 0 leaves it out of the game."""
+    cloning_weight: float = Field(0.0, ge=0)
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """State-action pairs and what follows, each (R, B, ...)."""
+
+    observations: Tensor
+    actions: Tensor
+    next_observations: Tensor
+
+
+@dataclass(frozen=True)
+class ImitationBatch:
+    """Expert transitions, and replay transitions for the gradient penalty's mixtures and, with alpha > 0, for the game."""
+
+    expert: Transitions
+    replay: Transitions
+
+
+class PerceptronCritic(nn.Module):
+    """Q(s, a) as a perceptron on standardised observations and actions."""
+
+    def __init__(self, replicas: int, normaliser: Normaliser, action_dim: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.normaliser = normaliser
+        self.network = MLP((replicas,), (normaliser.mean.shape[-1] + action_dim, *hidden, 1))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q of (R, B, obs_dim), (R, B, act_dim): (R, B)."""
+        return self.network(torch.cat([self.normaliser(observations), actions], -1)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+class RepresentationCritic(nn.Module):
+    """Q = f_xi(s, a) + phi(s, a)^T omega - log(softplus(mu(s)^T theta) + 1 - gamma), with omega = theta = 0 at first."""
+
+    def __init__(self, replicas: int, encoder: DynamicsEncoder, hidden: tuple[int, ...], gamma: float) -> None:
+        super().__init__()
+        a = encoder.architecture
+        self.gamma = gamma
+        self.encoder = encoder.requires_grad_(False)
+        self.f = PerceptronCritic(replicas, encoder.normaliser, a.action_dim, hidden)
+        self.omega = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1))
+        self.theta = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q of (R, B, obs_dim), (R, B, act_dim): (R, B)."""
+        linear = (self.encoder.phi(observations, actions) @ self.omega).squeeze(-1)
+        occupancy_ratio = nn.functional.softplus(self.encoder.mu(observations) @ self.theta).squeeze(-1) + 1 - self.gamma
+        return self.f(observations, actions) + linear - occupancy_ratio.log()  # type: ignore[no-any-return]
+
+
+class TanhGaussianActor(nn.Module):
+    """tanh(u) scaled to the bounds, u ~ N(m(s), diag exp(2 l(s))), l in [-5, 2]; one perceptron gives m and l."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        replicas: int,
+        normaliser: Normaliser,
+        action_low: tuple[float, ...],
+        action_high: tuple[float, ...],
+        hidden: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.normaliser = normaliser
+        self.network = MLP((replicas,), (normaliser.mean.shape[-1], *hidden, 2 * len(action_low)), final_gain=0.01)
+        self.register_buffer("low", torch.tensor(action_low, dtype=torch.float32))
+        self.register_buffer("high", torch.tensor(action_high, dtype=torch.float32))
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-std before tanh of (R, B, obs_dim): two of (R, B, act_dim)."""
+        mean, log_std = self.network(self.normaliser(observations)).chunk(2, -1)
+        return mean, -5.0 + 3.5 * (1.0 + torch.tanh(log_std))
+
+    def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Reparameterised actions within the bounds from standard normal ``noise`` (R, B, act_dim)."""
+        mean, log_std = self(observations)
+        return self.low + (torch.tanh(mean + noise * log_std.exp()) + 1.0) * 0.5 * (self.high - self.low)
+
+    def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """log pi(a|s) of actions scaled to [-1, 1] and clipped to +-(1 - 1e-4), where tanh has an inverse: (R, B)."""
+        unit = (2.0 * (actions - self.low) / (self.high - self.low) - 1.0).clamp(-1 + 1e-4, 1 - 1e-4)
+        return gaussian_log_prob(torch.atanh(unit), *self(observations)) - torch.log1p(-unit.square()).sum(-1)
+
+
+def orthogonality(actor: MLP) -> Tensor:
+    """Sum over layers of the squared off-diagonal entries of W^T W (columns are output units): (R,)."""
+    total = torch.zeros((), device=actor.layers[0].weight.device)
+    for layer in actor.layers:
+        gram = layer.weight.mT @ layer.weight
+        total = total + (gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))).square().sum((-1, -2))
+    return total
+
+
+class ValueDICE(nn.Module):
+    """Learner of an actor against a critic: ValueDICE with a perceptron, ReprValueDICE with the frozen encoder."""
+
+    def __init__(
+        self,
+        c: ValueDICEConfig,
+        replicas: int,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        action_low: tuple[float, ...],
+        action_high: tuple[float, ...],
+        encoder: DynamicsEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = c
+        self.replicas = replicas
+        self.low, self.high = action_low, action_high
+        normaliser = Normaliser(observation_mean, observation_std)
+        self.actor = TanhGaussianActor(replicas, normaliser, action_low, action_high, c.hidden)
+        self.critic: PerceptronCritic | RepresentationCritic
+        if encoder is None:
+            self.critic = PerceptronCritic(replicas, normaliser, len(action_low), c.hidden)
+        else:
+            self.critic = RepresentationCritic(replicas, encoder, c.hidden, c.gamma)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The critic's free parameters and the actor, each at its own rate."""
+        c = self.config
+        return [
+            {"params": [p for p in self.critic.parameters() if p.requires_grad], "lr": c.critic_rate},
+            {"params": list(self.actor.parameters()), "lr": c.actor_rate, "cosine": True},
+        ]
+
+    def losses(self, batch: ImitationBatch) -> Losses:
+        """J + penalty for the critic, -J + regularisers for the actor."""
+        c = self.config
+        expert, replay = batch.expert, batch.replay
+        mixing = c.replay_ratio > 0
+        n = expert.observations.shape[1]
+        parts = [expert.observations, expert.next_observations] + ([replay.next_observations] if mixing else [])
+        states = torch.cat(parts, 1)
+        noise = torch.randn(*states.shape[:2], len(self.low), device=states.device)
+        sampled = self.actor.sample(states, noise)
+        pairs = [expert.actions] + ([replay.actions] if mixing else [])
+        q = self.critic(
+            torch.cat([states, expert.observations] + ([replay.observations] if mixing else []), 1),
+            torch.cat([reverse_gradient(sampled), *pairs], 1),
+        )
+        m = states.shape[1]
+        initial, next_expert, q_expert = q[:, :n], q[:, n : 2 * n], q[:, m : m + n]
+        bellman_replay = c.gamma * q[:, 2 * n : m] - q[:, m + n :] if mixing else None
+        objective = dual_objective(
+            initial,
+            c.gamma * next_expert - q_expert,
+            c.gamma,
+            bellman_replay=bellman_replay,
+            replay_ratio=c.replay_ratio,
+        )
+
+        u = torch.rand(*expert.observations.shape[:2], 1, device=states.device)
+        penalty = gradient_penalty(
+            self.critic,
+            torch.lerp(expert.observations, replay.observations, u),
+            torch.lerp(expert.actions, replay.actions, u),
+        )
+        loss = objective + c.gradient_penalty * penalty + c.orthogonality * orthogonality(self.actor.network)
+        likelihood = self.actor.log_prob(expert.observations, expert.actions).mean(-1)
+        loss = loss - c.cloning_weight * likelihood
+        return Losses(
+            loss,
+            {
+                "objective": objective.detach(),
+                "gradient_penalty": penalty.detach(),
+                "expert_q": q_expert.detach().mean(-1),
+                "policy_q": initial.detach().mean(-1),
+                "log_likelihood": likelihood.detach(),
+            },
+        )
+
+    def after_update(self) -> None:
+        """Nothing follows an update: the dual needs no target network."""
+
+    def export(self) -> Policy:
+        """tanh of the mean, of every replica."""
+        network = self.actor.network
+        policy = Policy(
+            PolicyArchitecture(
+                replicas=self.replicas,
+                observation_dim=self.actor.normaliser.mean.shape[-1],
+                action_low=self.low,
+                action_high=self.high,
+                hidden=self.config.hidden,
+            )
+        )
+        policy.normaliser = deepcopy(self.actor.normaliser)
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        last = len(network.layers) - 1
+        for name in (f"layers.{last}.weight", f"layers.{last}.bias"):
+            state[name] = state[name][..., : len(self.low)]
+        policy.network.load_state_dict(state)
+        return policy

@@ -1,0 +1,131 @@
+"""Networks with stack axes in front: R independent replicas, and ensembles inside a replica, in one batched product.
+
+A stack is a tuple such as ``(R,)`` or ``(R, 2)``. Inputs are ``(*stack, B, features)``, or have axes of size one where
+all members read the same input; outputs are always ``(*stack, B, features)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Initialisation = Literal["orthogonal", "xavier_uniform"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
+
+
+class StackedLinear(nn.Module):
+    """``len(stack)`` axes of independent affine maps, evaluated as one batched matrix product.
+
+    Weights start orthogonal (gain sqrt 2) or Xavier-uniform, every member drawn on its own; biases start at zero.
+    """
+
+    def __init__(
+        self,
+        stack: Sequence[int],
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool = True,
+        init: Initialisation = "orthogonal",
+        gain: float = math.sqrt(2.0),
+    ) -> None:
+        super().__init__()
+        self.stack = tuple(stack)
+        weight = torch.empty(math.prod(self.stack), inputs, outputs)
+        for member in weight:
+            if init == "orthogonal":
+                nn.init.orthogonal_(member, gain)
+            else:
+                nn.init.xavier_uniform_(member)
+        self.weight = nn.Parameter(weight.reshape(*self.stack, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(*self.stack, 1, outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*stack, B, inputs) to (*stack, B, outputs); size-one stack axes of ``x`` are broadcast."""
+        batch, inputs = x.shape[-2:]
+        outputs = self.weight.shape[-1]
+        x = x.expand(*self.stack, batch, inputs).reshape(-1, batch, inputs)
+        weight = self.weight.reshape(-1, inputs, outputs)
+        if self.bias is None:
+            y = torch.bmm(x, weight)
+        else:
+            y = torch.baddbmm(self.bias.reshape(-1, 1, outputs), x, weight)
+        return y.reshape(*self.stack, batch, outputs)
+
+
+class MLP(nn.Module):
+    """Stacked multi-layer perceptron.
+
+    Args:
+        stack: leading axes, see the module docstring.
+        sizes: input, hidden and output widths.
+        hidden_activation: after each layer but the last.
+        final_activation: after the last layer, or None.
+        layer_norm: LayerNorm without affine parameters after each hidden activation.
+        final_bias: whether the last layer has a bias.
+        init: weight initialisation of every layer.
+        final_gain: gain of the last layer's orthogonal initialisation.
+    """
+
+    def __init__(
+        self,
+        stack: Sequence[int],
+        sizes: Sequence[int],
+        *,
+        hidden_activation: str = "relu",
+        final_activation: str | None = None,
+        layer_norm: bool = False,
+        final_bias: bool = True,
+        init: Initialisation = "orthogonal",
+        final_gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        last = len(sizes) - 2
+        self.layers = nn.ModuleList(
+            StackedLinear(
+                stack,
+                inputs,
+                outputs,
+                bias=final_bias or i < last,
+                init=init,
+                gain=math.sqrt(2.0) if i < last else final_gain,
+            )
+            for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        )
+        self.hidden_activation = ACTIVATIONS[hidden_activation]
+        self.final_activation = ACTIVATIONS[final_activation] if final_activation else None
+        self.layer_norm = layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*stack, B, sizes[0]) to (*stack, B, sizes[-1])."""
+        for layer in self.layers[:-1]:
+            x = self.hidden_activation(layer(x))
+            if self.layer_norm:
+                x = nn.functional.layer_norm(x, x.shape[-1:])
+        x = self.layers[-1](x)
+        return self.final_activation(x) if self.final_activation else x
+
+
+class Normaliser(nn.Module):
+    """Standardises observations, (x - mean) / (std + 1e-3), and carries its statistics as buffers."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.to(torch.float32))
+        self.register_buffer("std", std.to(torch.float32))
+
+    @classmethod
+    def identity(cls, dim: int) -> Normaliser:
+        """A normaliser that returns its input, up to the 1e-3 in the denominator."""
+        return cls(torch.zeros(dim), torch.full((dim,), 1.0 - 1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise (..., dim)."""
+        return (x - self.mean) / (self.std + 1e-3)

@@ -1,0 +1,71 @@
+"""Scores of policies: normalised score, interquartile mean and its bootstrap interval.
+
+Normalised score: Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning, section 5. Interquartile
+mean and stratified bootstrap: Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import trim_mean
+
+#: Mean returns (uniform random policy, soft actor-critic) that D4RL normalises with, by family of environments.
+D4RL_REFERENCES: dict[str, tuple[float, float]] = {
+    "Hopper": (-20.272305, 3234.3),
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Walker2d": (1.629008, 4592.3),
+    "Ant": (-325.6, 3879.7),
+}
+
+
+def d4rl_reference(env: str) -> tuple[float, float] | None:
+    """Random and expert return of a Gymnasium id's family at any version (``Hopper-v4``), None where D4RL has none."""
+    match = re.fullmatch(r"(\w+)-v\d+", env)
+    return D4RL_REFERENCES.get(match[1]) if match else None
+
+
+def normalised_score(returns: ArrayLike, reference: tuple[float, float]) -> NDArray[np.float64]:
+    """D4RL score of each return: 0 for the random reference, 100 for the expert reference."""
+    random, expert = reference
+    return 100.0 * (np.asarray(returns, dtype=np.float64) - random) / (expert - random)
+
+
+def expert_fraction(return_mean: float, random_mean: float, expert_mean: float) -> float | None:
+    """Position of a mean return between a random policy's (0) and the demonstrations' (1); None if those are equal."""
+    if expert_mean == random_mean:
+        return None
+    return (return_mean - random_mean) / (expert_mean - random_mean)
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Mean of the middle half: a quarter of the n values, rounded down, is dropped at either end."""
+    return float(trim_mean(np.asarray(values, dtype=np.float64), 0.25, axis=None))
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the interquartile mean by stratified bootstrap: rows are strata, columns are resampled.
+
+    With one row per replica it covers the chance of the episodes, for these replicas; it does not cover what other
+    training seeds would have given.
+
+    Args:
+        values: (R, E) one score per replica and episode.
+        confidence: mass between the bounds, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    replicas, episodes = values.shape
+    choice = np.random.default_rng(seed).integers(episodes, size=(resamples, replicas, episodes))
+    samples = np.take_along_axis(values[None], choice, axis=2).reshape(resamples, -1)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(trim_mean(samples, 0.25, axis=1), [tail, 1.0 - tail])
+    return float(low), float(high)
