@@ -1,0 +1,1 @@
+"""Recordings in, batches out: episodes, dataset cards, readers, shards, resident tables and index sampling."""

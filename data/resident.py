@@ -1,0 +1,149 @@
+"""All transitions of a dataset as one tensor on the training device, from which a batch is one ``index_select``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dynarep.data.schema import DataError, Episode
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions; every tensor has the shape of the index in front.
+
+    Args:
+        observations: (*, observation_dim).
+        actions: (*, action_dim); action_dim is 0 without actions.
+        rewards: (*), None if the table has none.
+        terminated: (*), 1.0 where the transition entered a terminal state, else 0.0.
+        next_observations: (*, observation_dim).
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor | None
+    terminated: Tensor
+    next_observations: Tensor
+
+
+class TransitionTable:
+    """The transitions of some episodes, packed row by row in the order of the episodes.
+
+    Attributes:
+        packed: (N, width) float32; a row is observation, action, next observation, terminated and, if there are any,
+            reward.
+        first: (N,) int64, row of the first transition of each row's episode.
+        last: (N,) int64, row of the last transition of each row's episode.
+        observation_dim: numbers in an observation.
+        action_dim: numbers in an action, 0 without actions.
+        has_rewards: whether rows carry rewards.
+    """
+
+    def __init__(self, packed: Tensor, lengths: Tensor, *, observation_dim: int, action_dim: int) -> None:
+        """Lay bounds over packed rows.
+
+        Args:
+            packed: (N, width), as described for the class.
+            lengths: (E,) int64 on any device, transitions per episode, N in total.
+            observation_dim: numbers in an observation.
+            action_dim: numbers in an action.
+        """
+        self.packed = packed
+        self.observation_dim = observation_dim
+        self.action_dim = action_dim
+        self.has_rewards = packed.shape[1] == 2 * observation_dim + action_dim + 2
+        lengths = lengths.to(packed.device)
+        ends = lengths.cumsum(0)
+        self._starts = ends - lengths
+        self.first = self._starts.repeat_interleave(lengths)
+        self.last = (ends - 1).repeat_interleave(lengths)
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Sequence[Episode],
+        *,
+        rewards: Mapping[str, np.ndarray] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> TransitionTable:
+        """Pack episodes.
+
+        Args:
+            episodes: at least one, all with the same dimensions; either all or none with actions, likewise rewards.
+            rewards: (T,) per episode id, used in place of the episodes' own.
+            device: where the table lives.
+
+        Raises:
+            DataError: if the episodes disagree, or ``rewards`` misses an episode or has a wrong length.
+        """
+        if not episodes:
+            raise DataError("a transition table needs at least one episode, found none")
+        form = _form(episodes[0])
+        width = 2 * form[0] + form[1] + 1 + (rewards is not None or form[2])
+        packed = np.empty((sum(episode.length for episode in episodes), width), np.float32)
+        start = 0
+        for episode in episodes:
+            if _form(episode) != form:
+                names = "observation_dim, action_dim, has_rewards"
+                raise DataError(
+                    f"episode {episode.id}: ({names}): found {_form(episode)}, expected {form} as in {episodes[0].id}"
+                )
+            terminated = np.zeros((episode.length, 1), np.float32)
+            terminated[-1] = episode.terminated
+            columns = [episode.current, episode.successors, terminated]
+            if episode.actions is not None:
+                columns.insert(1, episode.actions)
+            own = episode.rewards if rewards is None else _column(rewards, episode)
+            if own is not None:
+                columns.append(own[:, None])
+            np.concatenate(columns, axis=1, out=packed[start : start + episode.length])
+            start += episode.length
+        lengths = torch.tensor([episode.length for episode in episodes])
+        return cls(torch.from_numpy(packed).to(device), lengths, observation_dim=form[0], action_dim=form[1])
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def gather(self, index: Tensor) -> Batch:
+        """The transitions at ``index``, int64 of any shape in [0, N); the tensors are views of one gathered block."""
+        rows = self.packed.index_select(0, index.reshape(-1)).view(*index.shape, -1)
+        dims = [self.observation_dim, self.action_dim, self.observation_dim, 1] + [1] * self.has_rewards
+        parts = rows.split(dims, dim=-1)
+        return Batch(
+            observations=parts[0],
+            actions=parts[1],
+            rewards=parts[4].squeeze(-1) if self.has_rewards else None,
+            terminated=parts[3].squeeze(-1),
+            next_observations=parts[2],
+        )
+
+    def observations_at(self, index: Tensor) -> Tensor:
+        """The states s_t of the transitions at ``index`` (any shape): (*, observation_dim)."""
+        states = self.packed[:, : self.observation_dim].index_select(0, index.reshape(-1))
+        return states.view(*index.shape, self.observation_dim)
+
+    @property
+    def initial(self) -> Tensor:
+        """First state of each episode, (E, observation_dim)."""
+        return self.observations_at(self._starts)
+
+
+def _form(episode: Episode) -> tuple[int, int, bool]:
+    action_dim = 0 if episode.actions is None else episode.actions.shape[1]
+    return episode.observations.shape[1], action_dim, episode.rewards is not None
+
+
+def _column(rewards: Mapping[str, np.ndarray], episode: Episode) -> np.ndarray:
+    if episode.id not in rewards:
+        raise DataError(f"rewards: none for episode {episode.id}")
+    column = np.asarray(rewards[episode.id], np.float32)
+    if column.shape != (episode.length,) or not np.isfinite(column).all():
+        raise DataError(
+            f"rewards of episode {episode.id}: found shape {column.shape}, expected ({episode.length},) finite numbers"
+        )
+    return column

@@ -1,0 +1,94 @@
+"""Which transitions, goals and intents to look at: index functions over episode bounds, on the device, vectorised."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def uniform(count: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str) -> Tensor:
+    """Independent uniform indices in [0, count), int64 of the given shape."""
+    return torch.randint(count, shape, generator=generator, device=device)
+
+
+def goals(
+    index: Tensor,
+    last: Tensor,
+    count: int,
+    *,
+    p_random: float,
+    p_trajectory: float,
+    p_current: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Goals for transitions, by ICVF's mixture (Ghosh et al. 2023, arXiv 2304.04782, appendix).
+
+    A goal is the state s of the row that the returned index points to. With probability ``p_random`` it is any row; with
+    ``p_trajectory`` a row between this one and the last of its episode, round(u i + (1 - u) last) with u ~ U(0, 1); with
+    ``p_current`` the row itself. A goal counts as reached where indices are equal.
+
+    Args:
+        index: rows, int64 of any shape.
+        last: last row of each row's episode, same shape.
+        count: number of rows N.
+        p_random: overall probability of a random goal.
+        p_trajectory: overall probability of a goal from the rest of the episode.
+        p_current: overall probability of the current state.
+        generator: on the device of ``index``.
+
+    Returns:
+        Goal rows, int64, same shape.
+
+    Raises:
+        ValueError: if the probabilities are negative or do not sum to 1.
+    """
+    probabilities = (p_random, p_trajectory, p_current)
+    if min(probabilities) < 0 or not math.isclose(sum(probabilities), 1.0, abs_tol=1e-6):
+        raise ValueError(f"p_random, p_trajectory, p_current: found {probabilities}, expected to sum to 1")
+    kind, u = torch.rand((2, *index.shape), generator=generator, device=index.device).unbind(0)
+    # The distance is rounded, not the row: row numbers beyond 2^24 are not exact in float32.
+    ahead = index + ((last - index) * u).round().long()
+    anywhere = uniform(count, tuple(index.shape), generator, index.device)
+    return torch.where(kind < p_random, anywhere, torch.where(kind < p_random + p_trajectory, ahead, index))
+
+
+def goal_and_intent(
+    index: Tensor,
+    last: Tensor,
+    count: int,
+    *,
+    p_random: float,
+    p_trajectory: float,
+    p_current: float,
+    p_same: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """An outcome g and an intent z for each transition, both drawn by ``goals``.
+
+    With probability ``p_same`` the outcome is the intent's own goal, g := z, else the two are independent.
+
+    Returns:
+        Rows (g, z), int64, each of the shape of ``index``.
+
+    Raises:
+        ValueError: if the probabilities of ``goals`` do not sum to 1, or ``p_same`` is outside [0, 1].
+    """
+    if not 0 <= p_same <= 1:
+        raise ValueError(f"p_same: found {p_same}, expected a probability")
+
+    def draw() -> Tensor:
+        return goals(
+            index,
+            last,
+            count,
+            p_random=p_random,
+            p_trajectory=p_trajectory,
+            p_current=p_current,
+            generator=generator,
+        )
+
+    z, independent = draw(), draw()
+    same = torch.rand(index.shape, generator=generator, device=index.device) < p_same
+    return torch.where(same, z, independent), z
