@@ -1,7 +1,7 @@
 """Absorbing states, so that ending early is visible to a method that compares state distributions.
 
-Kostrikov et al., "Discriminator-Actor-Critic", 2019, arXiv 1809.02925, section 4.2, as ValueDICE (arXiv 1912.05032) uses
-them.
+Kostrikov et al., "Discriminator-Actor-Critic", 2019, arXiv 1809.02925, section 4.2; ValueDICE (arXiv 1912.05032) uses
+them too.
 """
 
 from __future__ import annotations

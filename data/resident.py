@@ -111,9 +111,9 @@ class TransitionTable:
 
     def gather(self, index: Tensor) -> Batch:
         """The transitions at ``index``, int64 of any shape in [0, N); the tensors are views of one gathered block."""
-        rows = self.packed.index_select(0, index.reshape(-1)).view(*index.shape, -1)
+        rows = self.packed.index_select(0, index.reshape(-1)).view(*index.shape, self.packed.shape[1])
         dims = [self.observation_dim, self.action_dim, self.observation_dim, 1] + [1] * self.has_rewards
-        parts = rows.split(dims, dim=-1)
+        parts = torch.split(rows, dims, dim=-1)
         return Batch(
             observations=parts[0],
             actions=parts[1],

@@ -25,9 +25,9 @@ def goals(
 ) -> Tensor:
     """Goals for transitions, by ICVF's mixture (Ghosh et al. 2023, arXiv 2304.04782, appendix).
 
-    A goal is the state s of the row that the returned index points to. With probability ``p_random`` it is any row; with
-    ``p_trajectory`` a row between this one and the last of its episode, round(u i + (1 - u) last) with u ~ U(0, 1); with
-    ``p_current`` the row itself. A goal counts as reached where indices are equal.
+    A goal is the state s of the row that the returned index points to. With probability ``p_random`` it is any row;
+    with ``p_trajectory`` a row between this one and the last of its episode, round(u i + (1 - u) last), u ~ U(0, 1);
+    with ``p_current`` the row itself. A goal counts as reached where indices are equal.
 
     Args:
         index: rows, int64 of any shape.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
-"""Names of datasets and ids of episodes: they become file names and members of tars, where a dot starts the extension."""
+"""Names of datasets and ids of episodes. They become file names and members of tars, where a dot starts the suffix."""
 
 
 class DataError(ValueError):
-    """Data or a description of data is not as it must be; the message names the place, the field, found and expected."""
+    """Data, or a description of data, is not as it must be; the message names place, field, found and expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
