@@ -35,6 +35,7 @@ from dynarep.pipeline.scores import (
     expert_fraction,
     interquartile_mean,
     normalised_score,
+    ranking,
 )
 
 BLOCK = 5
@@ -112,7 +113,7 @@ class RandomPolicy:
 
 
 def make_environment(env: str) -> Any:
-    """Make a Gymnasium environment whose observations and actions are bounded or unbounded vectors of numbers.
+    """Make a Gymnasium environment whose observations and actions are vectors, the actions bounded.
 
     Raises:
         EvaluationError: if it is unknown, not installed, or has other spaces.
@@ -129,8 +130,8 @@ def make_environment(env: str) -> Any:
     for name, space in (("observations", environment.observation_space), ("actions", environment.action_space)):
         if not isinstance(space, Box) or len(space.shape) != 1:
             raise EvaluationError(f"env {env!r}: {name} are {space}, expected a Box with one axis")
-    if not environment.action_space.is_bounded():
-        raise EvaluationError(f"env {env!r}: actions are {environment.action_space}, expected finite bounds")
+        if name == "actions" and not space.is_bounded():
+            raise EvaluationError(f"env {env!r}: {name} are {space}, expected finite bounds")
     return environment
 
 
@@ -151,9 +152,7 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
     """
     replicas, episodes = policy.replicas, min(BLOCK, settings.episodes - first)
     environments = {
-        (replica, episode): make_environment(settings.env)
-        for replica in range(replicas)
-        for episode in range(episodes)
+        (replica, episode): make_environment(settings.env) for replica in range(replicas) for episode in range(episodes)
     }
     sample = environments[0, 0]
     low, high = sample.action_space.low - BOUNDS_TOLERANCE, sample.action_space.high + BOUNDS_TOLERANCE
@@ -176,9 +175,10 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
             for replica, episode in running:
                 action, environment = actions[replica, episode], environments[replica, episode]
                 if not ((action >= low) & (action <= high)).all():
+                    where = f"replica {replica}, episode {first + episode}, step {lengths[replica, episode]}"
                     raise EvaluationError(
-                        f"policy {name!r}, replica {replica}, episode {first + episode}, step {lengths[replica, episode]}:"
-                        f" action {action.tolist()} is not within the bounds of {settings.env}, {sample.action_space}"
+                        f"policy {name!r}, {where}: action {action.tolist()} is not within the bounds of "
+                        f"{settings.env}, {sample.action_space}"
                     )
                 observations[replica, episode], reward, terminated, truncated, _ = environment.step(action)
                 returns[replica, episode] += reward
@@ -190,7 +190,9 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
             running = still_running
     if not np.isfinite(returns).all():
         replica, episode = np.argwhere(~np.isfinite(returns))[0]
-        raise EvaluationError(f"policy {name!r}, replica {replica}, episode {first + episode}: the return is not finite")
+        raise EvaluationError(
+            f"policy {name!r}, replica {replica}, episode {first + episode}: the return is not finite"
+        )
     return Rollouts(returns, lengths)
 
 
@@ -247,7 +249,9 @@ def find_policies(artifacts: Path) -> dict[str, Path]:
                 raise EvaluationError(f"two policies are called {name!r}: {policies[name]} and {path.parent}")
             policies[name] = path.parent
     if not policies:
-        raise EvaluationError(f"no policy to evaluate: neither {artifacts}/imitate/* nor {artifacts}/offline_rl/* has one")
+        raise EvaluationError(
+            f"no policy to evaluate: neither {artifacts}/imitate/* nor {artifacts}/offline_rl/* has one"
+        )
     return policies
 
 
@@ -392,7 +396,7 @@ def _available_cores() -> int:
 
 
 def print_scores(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a table of scores, best mean return first."""
+    """Print a table of scores, best first."""
     from rich.console import Console
     from rich.table import Table
 
@@ -401,7 +405,8 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]]) -> None:
     table.add_column("policy")
     for column in ("return", "normalised IQM", "95 % interval", "expert fraction"):
         table.add_column(column, justify="right")
-    for name, score in sorted(metrics.items(), key=lambda item: -item[1]["return_mean"]):
+    for name in ranking(metrics):
+        score = metrics[name]
         iqm, fraction = score["normalised_iqm"], score["expert_fraction"]
         table.add_row(
             name,

@@ -1,12 +1,15 @@
 """Scores of policies: normalised score, interquartile mean and its bootstrap interval.
 
 Normalised score: Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning, section 5. Interquartile
-mean and stratified bootstrap: Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical Precipice.
+mean and stratified bootstrap: Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical
+Precipice.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -69,3 +72,13 @@ def bootstrap_interval(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(trim_mean(samples, 0.25, axis=1), [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def ranking(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Policies of an evaluation's ``metrics.json``, best first: by normalised score if there is one, else by return."""
+
+    def score(name: str) -> float:
+        iqm = metrics[name]["normalised_iqm"]
+        return float(metrics[name]["return_mean"] if iqm is None else iqm)
+
+    return sorted(metrics, key=score, reverse=True)

@@ -1,0 +1,24 @@
+"""Play every trained policy in its environment and score it."""
+
+from dynarep.pipeline.run import Stage, stage_main, write_json
+
+
+def main(stage: Stage) -> None:
+    """Write scores and raw returns into ``artifacts/evaluate/metrics.json`` and ``returns.json``."""
+    import json
+    from dataclasses import replace
+
+    from dynarep.pipeline.evaluate import EvaluateConfig, evaluate, print_scores
+
+    settings = stage.config(EvaluateConfig)
+    if stage.smoke:
+        settings = replace(settings, episodes=1, max_steps=50, workers=1)
+    with stage.output() as folder:
+        metrics, returns = evaluate(settings, stage.artifacts)
+        write_json(folder / "metrics.json", metrics)
+        (folder / "returns.json").write_text(json.dumps(returns) + "\n")
+    print_scores(metrics)
+
+
+if __name__ == "__main__":
+    stage_main("evaluate", main)

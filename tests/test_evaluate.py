@@ -1,0 +1,363 @@
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from dynarep.pipeline import artifacts
+from dynarep.pipeline.evaluate import (
+    BLOCK,
+    EvaluateConfig,
+    EvaluationError,
+    RandomPolicy,
+    Rollouts,
+    evaluate,
+    expert_returns,
+    find_policies,
+    make_environment,
+    print_scores,
+    rollout,
+    summarise,
+)
+from dynarep.pipeline.params import ParamsError, validate
+from dynarep.pipeline.run import Stage
+from dynarep.stages import evaluate as stage
+
+
+class Countdown(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Observation (seed, steps left); an episode has seed % 7 + 1 steps; reward is the action plus the seed / 100."""
+
+    observation_space = Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = Box(-2.0, 2.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        assert seed is not None
+        self.seed, self.left = seed, seed % 7 + 1
+        return np.array([self.seed, self.left], dtype=np.float64), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.left > 0, "stepped after the end"
+        self.left -= 1
+        reward = float(action[0]) + self.seed / 100
+        return np.array([self.seed, self.left], dtype=np.float64), reward, self.left == 0, False, {}
+
+
+class Choice(Countdown):
+    action_space = Discrete(2)  # type: ignore[assignment]
+
+
+class Unbounded(Countdown):
+    action_space = Box(-np.inf, np.inf, (1,), np.float32)
+
+
+class Broken(Countdown):
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float("nan"), terminated, truncated, info
+
+
+for kind in (Countdown, Choice, Unbounded, Broken):
+    gymnasium.register(f"{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}", max_episode_steps=100)
+gymnasium.register("CountdownWithoutLimit-v0", entry_point=f"{__name__}:Countdown")
+
+
+class Constant:
+    """Replica r always does action ``values[r]``."""
+
+    def __init__(self, *values: float, observation_dim: int = 2) -> None:
+        self.values, self.replicas, self.queries = torch.tensor(values), len(values), 0
+        self.architecture = SimpleNamespace(observation_dim=observation_dim)
+
+    def act(self, observations: Tensor) -> Tensor:
+        self.queries += 1
+        assert observations.dtype == torch.float32
+        assert observations.shape == (self.replicas, BLOCK, 2)
+        return self.values[:, None, None].expand(-1, BLOCK, 1)
+
+
+class Network(torch.nn.Module):
+    """Two replicas of a random two-layer network for Hopper, different for every folder."""
+
+    replicas = 2
+    architecture = SimpleNamespace(observation_dim=11)
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = torch.randn(2, 11, 64, generator=generator)
+        self.second = torch.randn(2, 64, 3, generator=generator) / 4
+
+    def act(self, observations: Tensor) -> Tensor:
+        return torch.tanh(torch.tanh(observations @ self.first) @ self.second)
+
+
+def load_constant(folder: Path) -> Constant:
+    return Constant(*json.loads((folder / "config.json").read_text()))
+
+
+def load_network(folder: Path) -> Network:
+    return Network(len(folder.name))
+
+
+def add_policy(
+    artifacts: Path, stage: str, name: str, demonstrations: str | None = None, config: Any = (0.5, 1.0)
+) -> Path:
+    folder = artifacts / stage / name
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metadata.json").write_text(json.dumps({"demonstrations": demonstrations}))
+    return folder
+
+
+def add_dataset(artifacts: Path, name: str, returns: list[float] | None) -> None:
+    folder = artifacts / "shards" / name
+    folder.mkdir(parents=True)
+    (folder / "index.json").write_text(json.dumps({"returns": returns}))
+
+
+def test_rollout_plays_each_episode_once_to_its_end() -> None:
+    policy = Constant(0.5, -1.0)
+    played = rollout(policy, "constant", EvaluateConfig(env="Countdown-v0", episodes=5, seed=3), 0)
+    lengths = np.array([4, 5, 6, 7, 1])  # seeds 3 to 7
+    np.testing.assert_array_equal(played.lengths, [lengths, lengths])
+    per_step = np.array([[0.5], [-1.0]]) + np.array([3, 4, 5, 6, 7]) / 100
+    np.testing.assert_allclose(played.returns, per_step * lengths)
+    assert policy.queries == 7
+
+
+def test_rollout_of_a_part_of_a_block() -> None:
+    played = rollout(Constant(0.0), "constant", EvaluateConfig(env="Countdown-v0", episodes=7), 5)
+    np.testing.assert_array_equal(played.lengths, [[6, 7]])  # episodes 5 and 6
+
+
+def test_max_steps_ends_episodes() -> None:
+    settings = EvaluateConfig(env="CountdownWithoutLimit-v0", episodes=5, seed=0, max_steps=3)
+    np.testing.assert_array_equal(rollout(Constant(0.0), "constant", settings, 0).lengths, [[1, 2, 3, 3, 3]])
+    with pytest.raises(EvaluationError, match=r"CountdownWithoutLimit-v0.*no limit.*max_steps"):
+        rollout(Constant(0.0), "constant", dataclasses.replace(settings, max_steps=None), 0)
+
+
+@pytest.mark.parametrize("value", [2.1, -2.1, float("nan")])
+def test_actions_out_of_bounds_are_an_error(value: float) -> None:
+    with pytest.raises(EvaluationError, match=r"policy 'wild', replica 1, episode 0, step 0: action .* not within"):
+        rollout(Constant(0.0, value), "wild", EvaluateConfig(env="Countdown-v0"), 0)
+
+
+def test_actions_of_another_shape_are_an_error() -> None:
+    policy = Constant(0.0)
+    policy.act = lambda observations: torch.zeros(1, BLOCK, 4)  # type: ignore[method-assign]
+    with pytest.raises(EvaluationError, match=r"policy 'wide': actions have shape \(1, 5, 4\), expected \(1, 5, 1\)"):
+        rollout(policy, "wide", EvaluateConfig(env="Countdown-v0"), 0)
+
+
+def test_a_return_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match=r"policy 'p', replica 0, episode 0: the return is not finite"):
+        rollout(Constant(0.0), "p", EvaluateConfig(env="Broken-v0"), 0)
+
+
+def test_random_policy_fills_the_bounds() -> None:
+    space = Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=np.float64)
+    actions = RandomPolicy(space, (0, 0)).act(torch.zeros(1, 2000, 3)).numpy()
+    assert actions.shape == (1, 2000, 2)
+    np.testing.assert_allclose(actions.min((0, 1)), [-1.0, 0.0], atol=0.02)
+    np.testing.assert_allclose(actions.max((0, 1)), [1.0, 4.0], atol=0.02)
+    np.testing.assert_allclose(actions.mean((0, 1)), [0.0, 2.0], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("NoSuchThing-v1", "env 'NoSuchThing-v1' cannot be made: .*exist"),
+        ("Hopper-v2", "env 'Hopper-v2' cannot be made: .*gymnasium-robotics"),
+        ("no_such_module:Thing-v0", "env 'no_such_module:Thing-v0' cannot be made: .*no_such_module"),
+        ("Choice-v0", r"actions are Discrete\(2\), expected a Box"),
+        ("Unbounded-v0", "expected finite bounds"),
+    ],
+)
+def test_environments_that_cannot_be_used(env: str, message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        make_environment(env)
+
+
+def test_version_deprecation_is_silent_here_only() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_environment("Hopper-v4")
+        with pytest.raises(DeprecationWarning, match="out of date"):
+            gymnasium.make("Hopper-v4")
+
+
+def test_evaluate_scores_every_policy_and_random(tmp_path: Path) -> None:
+    add_policy(tmp_path, "imitate", "bc", "expert", config=(0.5, 1.0))
+    add_policy(tmp_path, "offline_rl", "iql", None, config=(2.0,))
+    add_dataset(tmp_path, "expert", [10.0, 6.0])
+    (tmp_path / "imitate" / "metrics.json").write_text("{}")
+    settings = EvaluateConfig(env="Countdown-v0", episodes=7, workers=1)
+    metrics, raw = evaluate(settings, tmp_path, load_constant)
+    assert list(metrics) == list(raw["policies"]) == ["bc", "iql", "random"]
+    assert raw["env"] == "Countdown-v0"
+    assert raw["seed"] == 0
+    assert set(raw["versions"]) == {"gymnasium", "mujoco", "torch"}
+    assert raw["policies"]["bc"]["lengths"] == [[1, 2, 3, 4, 5, 6, 7]] * 2
+    seconds = sum(seed / 100 * (seed + 1) for seed in range(7))
+    assert metrics["iql"]["return_mean"] == pytest.approx((2.0 * 28 + seconds) / 7)
+    assert metrics["bc"]["length_mean"] == 4.0
+    assert (metrics["bc"]["replicas"], metrics["iql"]["replicas"], metrics["random"]["replicas"]) == (2, 1, 1)
+    random_mean = float(np.mean(raw["policies"]["random"]["returns"]))
+    expected = (metrics["iql"]["return_mean"] - random_mean) / (8.0 - random_mean)
+    assert metrics["iql"]["expert_fraction"] == pytest.approx(expected)
+    assert metrics["random"]["expert_fraction"] == pytest.approx(0.0)
+    json.dumps([metrics, raw], allow_nan=False)
+
+
+def test_random_actions_differ_between_episodes(tmp_path: Path) -> None:
+    add_policy(tmp_path, "imitate", "bc")
+    settings = EvaluateConfig(env="Countdown-v0", episodes=12, max_steps=1, workers=1)
+    _, raw = evaluate(settings, tmp_path, load_constant)
+    actions = np.array(raw["policies"]["random"]["returns"][0]) - np.arange(12) / 100
+    assert len(np.unique(actions.round(6))) == 12
+
+
+def test_result_depends_on_neither_workers_nor_number_of_episodes(tmp_path: Path) -> None:
+    add_policy(tmp_path, "imitate", "short")
+    add_policy(tmp_path, "imitate", "longer")
+    settings = EvaluateConfig(env="Hopper-v4", episodes=7, max_steps=120, workers=1)
+    metrics, raw = evaluate(settings, tmp_path, load_network)
+    assert evaluate(dataclasses.replace(settings, workers=2), tmp_path, load_network) == (metrics, raw)
+    _, more = evaluate(dataclasses.replace(settings, episodes=9), tmp_path, load_network)
+    for name, played in raw["policies"].items():
+        assert [row[:7] for row in more["policies"][name]["returns"]] == played["returns"]
+    returns = np.array(raw["policies"]["short"]["returns"])
+    assert len(np.unique(returns)) == returns.size  # replicas and episodes differ
+
+
+def test_seed_moves_the_episodes(tmp_path: Path) -> None:
+    add_policy(tmp_path, "imitate", "bc", config=(0.0,))
+    lengths = [
+        evaluate(EvaluateConfig(env="Countdown-v0", episodes=6, seed=seed, workers=1), tmp_path, load_constant)[1]
+        for seed in (0, 1)
+    ]
+    first, second = (raw["policies"]["bc"]["lengths"][0] for raw in lengths)
+    assert first[1:] == second[:-1]  # episode e + 1 of seed 0 is episode e of seed 1
+
+
+def test_another_observation_size_is_an_error_naming_both(tmp_path: Path) -> None:
+    add_policy(tmp_path, "imitate", "bc")
+    with pytest.raises(EvaluationError, match=r"bc: the policy reads observations of 11 numbers, Countdown-v0 gives 2"):
+        evaluate(EvaluateConfig(env="Countdown-v0", workers=1), tmp_path, load_network)
+
+
+def test_find_policies(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no policy to evaluate"):
+        find_policies(tmp_path)
+    iql, bc = add_policy(tmp_path, "offline_rl", "iql"), add_policy(tmp_path, "imitate", "bc")
+    (tmp_path / "imitate" / "unfinished").mkdir()
+    add_policy(tmp_path, "pretrain_intent", "encoder")
+    assert list(find_policies(tmp_path).items()) == [("bc", bc), ("iql", iql)]
+    add_policy(tmp_path, "offline_rl", "bc")
+    with pytest.raises(EvaluationError, match="two policies are called 'bc'"):
+        find_policies(tmp_path)
+
+
+def test_the_name_random_is_taken(tmp_path: Path) -> None:
+    add_policy(tmp_path, "imitate", "random")
+    with pytest.raises(EvaluationError, match="'random' is kept"):
+        find_policies(tmp_path)
+
+
+def test_expert_returns(tmp_path: Path) -> None:
+    policies = {
+        "a": add_policy(tmp_path, "imitate", "a", None),
+        "b": add_policy(tmp_path, "imitate", "b", "one"),
+        "c": add_policy(tmp_path, "imitate", "c", "two"),
+    }
+    with pytest.raises(EvaluationError, match=r"shards/one/index.json: no such file"):
+        expert_returns(policies, tmp_path)
+    add_dataset(tmp_path, "one", [1.0, 3.0])
+    add_dataset(tmp_path, "two", None)
+    assert expert_returns(policies, tmp_path) == {"a": 2.0, "b": 2.0, "c": None, "random": 2.0}
+    assert expert_returns({"a": policies["a"]}, tmp_path) == {"a": None, "random": None}
+    (policies["a"] / "metadata.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"a/metadata.json: not valid JSON"):
+        expert_returns(policies, tmp_path)
+
+
+def test_summary_uses_the_reference_where_there_is_one() -> None:
+    played = {
+        "p": Rollouts(np.array([[3234.3, 3234.3], [3234.3, 3234.3]]), np.array([[10, 20], [30, 40]])),
+        "random": Rollouts(np.array([[5.0]]), np.array([[9]])),
+    }
+    expert: dict[str, float | None] = {"p": 2 * 3234.3 + 20.272305, "random": None}
+    scores = summarise("Hopper-v4", played, expert)
+    assert scores["p"] == {
+        "env": "Hopper-v4",
+        "episodes": 2,
+        "replicas": 2,
+        "return_mean": pytest.approx(3234.3),
+        "length_mean": 25.0,
+        "normalised_iqm": pytest.approx(100.0),
+        "normalised_low": pytest.approx(100.0),
+        "normalised_high": pytest.approx(100.0),
+        "expert_fraction": pytest.approx(0.5),  # random is D4RL's -20.3, not the measured 5
+    }
+    assert scores["random"]["expert_fraction"] is None
+    other = summarise("Humanoid-v5", played, {"p": 6463.6, "random": 6463.6})
+    assert other["p"]["normalised_iqm"] is other["p"]["normalised_low"] is other["p"]["normalised_high"] is None
+    assert other["p"]["expert_fraction"] == pytest.approx((3234.3 - 5.0) / (6463.6 - 5.0))
+    assert other["random"]["expert_fraction"] == 0.0
+
+
+def test_config_is_strict() -> None:
+    assert validate(EvaluateConfig, {"env": "Hopper-v4"}, "evaluate").episodes == 20
+    for values in (
+        {},
+        {"env": "Hopper-v4", "episodes": 0},
+        {"env": "Hopper-v4", "workers": 0},
+        {"env": "H", "epochs": 1},
+    ):
+        with pytest.raises(ParamsError):
+            validate(EvaluateConfig, values, "evaluate")
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    played = {
+        name: Rollouts(np.full((1, 2), value), np.ones((1, 2), int)) for name, value in (("a", 1.0), ("random", 9.0))
+    }
+    print_scores(summarise("Hopper-v4", played, {"a": None, "random": 100.0}))
+    printed = capsys.readouterr().out
+    assert "Hopper-v4" in printed
+    assert printed.index("random") < printed.index("│ a")
+    assert "[0.9, 0.9]" in printed
+
+
+def test_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_policy(tmp_path / "artifacts", "imitate", "bc", "expert", config=(0.5, 1.0))
+    add_dataset(tmp_path / "artifacts", "expert", [5.0])
+    (tmp_path / "params.yaml").write_text("seed: 0\nevaluate:\n  env: Countdown-v0\n  seed: 6\n  episodes: 3\n")
+    output = tmp_path / "artifacts" / "evaluate"
+    output.mkdir()
+    (output / "stale").touch()
+    monkeypatch.setattr(artifacts, "load_policy", load_constant)
+    stage.main(Stage("evaluate", tmp_path / "params.yaml", smoke=True))
+    assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "returns.json"]
+    assert json.loads((output / "metrics.json").read_text())["bc"]["episodes"] == 1
+    assert json.loads((output / "returns.json").read_text())["policies"]["bc"]["lengths"] == [[7], [7]]
+
+
+def test_stage_keeps_the_old_result_on_failure(tmp_path: Path) -> None:
+    output = tmp_path / "artifacts" / "evaluate"
+    output.mkdir(parents=True)
+    (output / "metrics.json").write_text("old")
+    (tmp_path / "p.yaml").write_text("mine:\n  env: Countdown-v0\n")
+    with pytest.raises(EvaluationError, match="no policy"):
+        stage.main(Stage("mine", tmp_path / "p.yaml"))
+    assert (output / "metrics.json").read_text() == "old"

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dynarep.pipeline.scores import (
+    bootstrap_interval,
+    d4rl_reference,
+    expert_fraction,
+    interquartile_mean,
+    normalised_score,
+    ranking,
+)
+
+
+def test_normalised_score_is_d4rls() -> None:
+    reference = d4rl_reference("Hopper-v4")
+    assert reference == (-20.272305, 3234.3)
+    scores = normalised_score([-20.272305, 3234.3, 1000.0, 3683.0], reference)
+    np.testing.assert_allclose(scores, [0.0, 100.0, 31.348890, 113.786758], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("env", "random", "expert"),
+    [("HalfCheetah-v5", -280.178953, 12135.0), ("Walker2d-v2", 1.629008, 4592.3), ("Ant-v4", -325.6, 3879.7)],
+)
+def test_references_hold_for_any_version(env: str, random: float, expert: float) -> None:
+    assert d4rl_reference(env) == (random, expert)
+
+
+@pytest.mark.parametrize("env", ["Humanoid-v5", "Hopper", "dm_control/Hopper-v0", "HopperHard-v1", "hopper-medium-v2"])
+def test_no_reference_for_other_environments(env: str) -> None:
+    assert d4rl_reference(env) is None
+
+
+def test_expert_fraction() -> None:
+    assert expert_fraction(30.0, 10.0, 50.0) == pytest.approx(0.5)
+    assert expert_fraction(10.0, 10.0, 50.0) == 0.0
+    assert expert_fraction(0.0, -10.0, -10.0) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([[7.0, 1.0], [2.0, 6.0], [3.0, 5.0], [4.0, 1000.0]], 4.5),  # 3, 4, 5, 6 are left
+        ([0.0, 0.0, 1.0, 2.0, 3.0, 100.0], 1.5),  # one of six goes at either end
+        ([1.0, 2.0, 6.0], 3.0),  # fewer than four: nothing goes
+        ([5.0], 5.0),
+    ],
+)
+def test_interquartile_mean(values: list[float], expected: float) -> None:
+    assert interquartile_mean(values) == pytest.approx(expected)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    centres = np.array([[-1.0], [0.0], [1.0]])
+    # exact interquartile mean of the balanced mixture is its centre of symmetry, 0
+    hits = 0
+    for trial in range(300):
+        low, high = bootstrap_interval(centres + generator.normal(size=(3, 40)), resamples=500, seed=trial)
+        hits += low <= 0.0 <= high
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_replicas_are_strata() -> None:
+    low, high = bootstrap_interval([[0.0] * 5, [10.0] * 5, [20.0] * 5])
+    assert low == high == 10.0  # nothing varies within a replica
+
+
+def test_interval_is_of_the_interquartile_mean() -> None:
+    assert bootstrap_interval([[0.0] * 39 + [1000.0]]) == (0.0, 0.0)  # an outlier that a mean would follow
+
+
+def test_interval_is_reproducible_and_depends_on_the_seed() -> None:
+    values = np.random.default_rng(1).normal(size=(2, 15))
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+
+
+def test_higher_confidence_is_wider() -> None:
+    values = np.random.default_rng(2).normal(size=(3, 20))
+    inner, outer = bootstrap_interval(values, confidence=0.5), bootstrap_interval(values, confidence=0.95)
+    assert outer[0] < inner[0] < inner[1] < outer[1]
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 8)), elements=st.floats(-1e4, 1e4)))
+def test_interval_lies_within_the_values(values: np.ndarray) -> None:
+    low, high = bootstrap_interval(values, resamples=50)
+    tolerance = 1e-9 * max(1.0, float(np.abs(values).max()))
+    assert values.min() - tolerance <= low <= high <= values.max() + tolerance
+
+
+def test_ranking() -> None:
+    scores = {"a": (1.0, 20.0), "b": (3.0, 10.0), "c": (2.0, 30.0)}
+    normalised = {name: {"return_mean": mean, "normalised_iqm": iqm} for name, (mean, iqm) in scores.items()}
+    assert ranking(normalised) == ["c", "a", "b"]
+    assert ranking({name: {**score, "normalised_iqm": None} for name, score in normalised.items()}) == ["b", "c", "a"]
