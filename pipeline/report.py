@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RANDOM = "random"
+POLICY_STAGES = ("imitate", "offline_rl")
 BLUE, ORANGE, GREY = "#3d85c6", "#dd7f2c", "#8b93a1"
 
 # Stand-ins for the colours that follow the reader's setting, and the style that resolves them inside each image.
@@ -88,6 +89,7 @@ class _MissingInputError(Exception):
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
+        self.path = path
 
 
 @config
@@ -205,18 +207,15 @@ def _read_returns(artifacts: Path) -> dict[str, Any]:
     return raw
 
 
-def _model_folders(artifacts: Path) -> dict[str, Path]:
-    """Folders of all trained models, by name."""
-    folders = {stage: artifacts / stage for stage in ("pretrain_dynamics", "pretrain_intent")}
-    for stage in ("imitate", "offline_rl"):
-        for path in sorted((artifacts / stage).glob("*/config.json")):
-            folders[f"{stage}/{path.parent.name}"] = path.parent
-    return folders
+def _models(artifacts: Path) -> list[str]:
+    """Folders of all trained models, relative to ``artifacts``."""
+    policies = [path.parent for stage in POLICY_STAGES for path in sorted((artifacts / stage).glob("*/config.json"))]
+    return ["pretrain_dynamics", "pretrain_intent", *(str(folder.relative_to(artifacts)) for folder in policies)]
 
 
 def _saw(artifacts: Path, policy: str) -> dict[str, str]:
     """What a policy was trained on, in words, by kind of data."""
-    for stage in ("imitate", "offline_rl"):
+    for stage in POLICY_STAGES:
         path = artifacts / stage / policy / "metadata.json"
         if path.exists():
             return {str(kind): str(text) for kind, text in _read_json(path).get("saw", {}).items()}
@@ -226,11 +225,15 @@ def _saw(artifacts: Path, policy: str) -> dict[str, str]:
 # Pieces of HTML
 
 
-def _or_missing(make: Callable[..., str], *arguments: Any) -> str:
+def _or_missing(make: Callable[..., str], artifacts: Path, *arguments: Any) -> str:
     try:
-        return make(*arguments)
+        return make(artifacts, *arguments)
     except _MissingInputError as missing:
-        return f'<p class="missing">not available: {escape(str(missing))}</p>'
+        return _missing_note(artifacts, missing.path)
+
+
+def _missing_note(artifacts: Path, path: Path, what: str = "") -> str:
+    return f'<p class="missing">not available: {escape(what + str(path.relative_to(artifacts.parent)))}</p>\n'
 
 
 def _image(figure: Figure, alt: str) -> str:
@@ -286,10 +289,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _has_interval(score: Mapping[str, Any]) -> bool:
+    """Whether there were episodes to resample, without which the bounds say nothing."""
+    return score["normalised_iqm"] is not None and score["episodes"] > 1
+
+
 def _score_text(score: Mapping[str, Any]) -> str:
     if score["normalised_iqm"] is None:
         return "–"
-    return f"{score['normalised_iqm']:.1f} [{score['normalised_low']:.1f}, {score['normalised_high']:.1f}]"
+    text = f"{score['normalised_iqm']:.1f}"
+    return f"{text} [{score['normalised_low']:.1f}, {score['normalised_high']:.1f}]" if _has_interval(score) else text
 
 
 def _count(number: int, noun: str) -> str:
@@ -318,10 +327,9 @@ def _best_sentences(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
         f"and {_count(best['episodes'], 'episode')} of each, its mean return is {best['return_mean']:,.0f}"
     )
     if best["normalised_iqm"] is not None:
-        text += (
-            f" and the interquartile mean of its normalised score {best['normalised_iqm']:.1f} "
-            f"(95\u00a0% interval {best['normalised_low']:.1f} to {best['normalised_high']:.1f})"
-        )
+        text += f" and the interquartile mean of its normalised score {best['normalised_iqm']:.1f}"
+        if _has_interval(best):
+            text += f" (95\u00a0% interval {best['normalised_low']:.1f} to {best['normalised_high']:.1f})"
     text += "."
     if best["expert_fraction"] is not None:
         percent = f"{100 * best['expert_fraction']:.0f}\u00a0%"
@@ -332,11 +340,11 @@ def _best_sentences(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
     if len(names) > 1:
         second = scores[names[1]]
         if best["normalised_iqm"] is not None and second["normalised_iqm"] is not None:
-            apart = second["normalised_high"] < best["normalised_low"]
-            text += (
-                f" The next, {names[1]}, scores {second['normalised_iqm']:.1f}; "
-                f"their intervals {'do not overlap' if apart else 'overlap'}."
-            )
+            text += f" The next, {names[1]}, scores {second['normalised_iqm']:.1f}"
+            if _has_interval(best):
+                apart = second["normalised_high"] < best["normalised_low"]
+                text += f"; their intervals {'do not overlap' if apart else 'overlap'}"
+            text += "."
         else:
             text += f" The next, {names[1]}, has a mean return of {second['return_mean']:,.0f}."
     if RANDOM in scores:
@@ -556,18 +564,18 @@ def _relabelling_section(artifacts: Path) -> str:
         metrics = _read_json(metrics_path)
     except _MissingInputError:
         metrics = {}
-        missing = f'<p class="missing">not available: {escape(str(metrics_path))}</p>'
-    panels = "".join(_returns_panel(path, metrics.get(path.parent.name, {})) for path in paths)
+        missing = _missing_note(artifacts, metrics_path)
+    panels = "".join(_returns_panel(artifacts, path, metrics.get(path.parent.name, {})) for path in paths)
     return f'<p>One dot per episode.</p><div class="panels">{panels}</div>{missing}'
 
 
-def _returns_panel(path: Path, metrics: Mapping[str, Any]) -> str:
+def _returns_panel(artifacts: Path, path: Path, metrics: Mapping[str, Any]) -> str:
     table = _read_table(path, "relabelled")
     relabelled = _numbers(path, "relabelled", table["relabelled"])
     true = _numbers(path, "true", table["true"]) if "true" in table else np.full(len(relabelled), math.nan)
     method = path.parent.name
     if not np.isfinite(true).any():
-        return f'<p class="missing">{escape(method)}: not available: true returns in {escape(str(path))}</p>'
+        return _missing_note(artifacts, path, "true returns in ")
     spearman = metrics.get("spearman_true_return")
     title = method if spearman is None else f"{method}, Spearman {spearman:.2f}"
     figure = _canvas(3.6, 2.7)
@@ -582,21 +590,22 @@ def _returns_panel(path: Path, metrics: Mapping[str, Any]) -> str:
 def _representations_section(artifacts: Path) -> str:
     titles = {"pretrain_dynamics": "Dynamics: φ(s, a) and μ(s′)", "pretrain_intent": "Intent: ψ(s)"}
 
-    def table(stage: str) -> str:
+    def table(artifacts: Path, stage: str) -> str:
         rows = _flatten(_read_json(artifacts / stage / "metrics.json"))
         return _table([("metric", "name"), ("value", "value")], rows)
 
-    tables = "".join(f"<div><h3>{title}</h3>\n{_or_missing(table, stage)}</div>" for stage, title in titles.items())
+    tables = "".join(
+        f"<div><h3>{title}</h3>\n{_or_missing(table, artifacts, stage)}</div>" for stage, title in titles.items()
+    )
     return f'<div class="panels">{tables}</div>'
 
 
 def _curves_section(artifacts: Path) -> str:
-    return "".join(
-        _or_missing(_curves, name, folder / "curves.tsv") for name, folder in _model_folders(artifacts).items()
-    )
+    return "".join(_or_missing(_curves, artifacts, model) for model in _models(artifacts))
 
 
-def _curves(name: str, path: Path) -> str:
+def _curves(artifacts: Path, model: str) -> str:
+    path = artifacts / model / "curves.tsv"
     table = _read_table(path, "update")
     update = _numbers(path, "update", table.pop("update"))
     panels = []
@@ -612,11 +621,11 @@ def _curves(name: str, path: Path) -> str:
         axes.set_title(metric, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.locator_params(nbins=4)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-        panels.append(_image(figure, f"{metric} of {name} over updates: from {y[0]:.3g} to {y[-1]:.3g}"))
+        axes.xaxis.set_major_formatter(lambda value, position: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+        panels.append(_image(figure, f"{metric} of {model} over updates: from {y[0]:.3g} to {y[-1]:.3g}"))
     length = f"{update[-1]:,.0f} updates" if len(update) else "no updates"
     return (
-        f"<details open><summary>{escape(name)} <span>{length}</span></summary>\n"
+        f"<details open><summary>{escape(model)} <span>{length}</span></summary>\n"
         f'<div class="curves">{"".join(panels)}</div></details>\n'
     )
 
@@ -630,17 +639,15 @@ def _thin(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _provenance_section(artifacts: Path) -> str:
     rows: list[list[str]] = []
 
-    def describe(name: str, path: Path) -> str:
-        metadata = _read_json(path)
+    def describe(artifacts: Path, model: str) -> str:
+        metadata = _read_json(artifacts / model / "metadata.json")
         datasets = ", ".join(metadata.get("datasets", {}))
-        rows.append([name, _text(metadata.get("version")), _text(metadata.get("revision")), datasets])
+        rows.append([model, _text(metadata.get("version")), _text(metadata.get("revision")), datasets])
         table = _table([("key", "name"), ("value", "value")], _flatten(metadata))
-        title = f"{escape(name)} <span>all parameters and fingerprints</span>"
+        title = f"{escape(model)} <span>all parameters and fingerprints</span>"
         return f"<details><summary>{title}</summary>{table}</details>\n"
 
-    details = "".join(
-        _or_missing(describe, name, folder / "metadata.json") for name, folder in _model_folders(artifacts).items()
-    )
+    details = "".join(_or_missing(describe, artifacts, model) for model in _models(artifacts))
     header = [("model", "name"), ("version", "value"), ("git revision", "value"), ("datasets", "text")]
     return (_table(header, rows) if rows else "") + _or_missing(_simulator, artifacts) + details
 
