@@ -1,0 +1,244 @@
+"""From dataset cards to prepared datasets: read, combine, select, write, and leave alone what is up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+from dynarep.data.card import DatasetCard, load_card
+from dynarep.data.readers import read
+from dynarep.data.schema import DataError, Episode
+from dynarep.data.shards import Bounds, read_index, write_dataset
+from dynarep.data.split import hashed_choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """Episodes on the way from their source to the shards.
+
+    Args:
+        episodes: selected so far.
+        returns: of each whole episode, before any subsampling; None without rewards.
+        bounds: lower and upper action bounds; two empty tuples without actions.
+        env: Gymnasium id, if known.
+    """
+
+    episodes: list[Episode]
+    returns: list[float] | None
+    bounds: Bounds
+    env: str | None
+
+
+def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None:
+    """Write ``<out>/<name>/`` for each dataset, or leave it alone if it is fresh; one line on stdout for each.
+
+    A dataset is fresh if its card, those it refers to, the content of its sources and the schema version are those it
+    was written with, and all shards are there in full size. A card that another one refers to is read from its source.
+
+    Args:
+        names: of cards; duplicates count once.
+        cards: folder of the cards.
+        root: relative source paths start here.
+        out: folder of prepared datasets; others that lie there stay.
+
+    Raises:
+        DataError: if a card or a source is not as it must be. All cards are checked before anything is written.
+    """
+    trees = {name: _card_tree(name, cards) for name in names}
+
+    @cache
+    def digest(path: str) -> str:
+        try:
+            with (root / path).open("rb") as file:
+                return file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(
+                f"{root / path}: cannot be read, named as path by a dataset card: {error.strerror}"
+            ) from None
+
+    for name, tree in trees.items():
+        folder = out / name
+        sources = {path: digest(path) for path in sorted({card.path for card in tree.values() if card.path})}
+        provenance = {"cards": {key: _plain(card) for key, card in tree.items()}, "sources": sources}
+        fresh = _is_fresh(folder, provenance)
+        if not fresh:
+            recording = _build(name, tree, root)
+            write_dataset(
+                folder,
+                name,
+                recording.episodes,
+                provenance=provenance,
+                env=recording.env,
+                bounds=recording.bounds,
+                returns=recording.returns,
+            )
+        index = read_index(folder)
+        episodes = sum(len(shard["episodes"]) for shard in index["shards"])
+        shown = folder.relative_to(root) if folder.is_relative_to(root) else folder
+        print(
+            f"{name}: {episodes:,} episode{'s' * (episodes != 1)}, {index['transitions']:,} steps"
+            + (", fresh" if fresh else f" -> {shown}"),
+            flush=True,
+        )
+
+
+def _card_tree(name: str, folder: Path) -> dict[str, DatasetCard]:
+    """A card and all it refers to, by name, the card itself first."""
+    tree: dict[str, DatasetCard] = {}
+
+    def visit(name: str, chain: tuple[str, ...]) -> None:
+        if name in chain:
+            raise DataError(f"{folder}: dataset cards refer to each other in a circle: {' -> '.join([*chain, name])}")
+        try:
+            card = tree[name] if name in tree else load_card(name, folder)
+        except DataError as error:
+            raise DataError(f"{folder / chain[-1]}.yaml: {error}" if chain else str(error)) from None
+        tree[name] = card
+        for member in card.members:
+            visit(member.name, (*chain, name))
+
+    visit(name, ())
+    return tree
+
+
+def _plain(card: DatasetCard) -> dict[str, Any]:
+    """What of a card determines the dataset, as JSON reads it back."""
+    values = {key: value for key, value in asdict(card).items() if key not in ("name", "description")}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
+    }
+
+
+def _is_fresh(folder: Path, provenance: Mapping[str, Any]) -> bool:
+    try:
+        index = read_index(folder)
+    except DataError:
+        return False
+    sizes = {shard["file"]: shard["bytes"] for shard in index["shards"]}
+    found = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
+    return index["provenance"] == provenance and found == sizes
+
+
+def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
+    """The episodes that a card describes."""
+    card = tree[name]
+    if card.path is not None:
+        recording = _read(card, root / card.path)
+    else:
+        parts = {}
+        for member in card.members:
+            part = _fraction(_build(member.name, tree, root), member.fraction)
+            parts[member.name] = _without_actions(part) if card.observations_only else part
+        recording = _mixture(card, parts)
+    if card.top is not None:
+        recording = _best(card, recording)
+    if card.stride is not None:
+        recording = replace(recording, episodes=[strided(episode, card.stride) for episode in recording.episodes])
+    if card.observations_only:
+        recording = _without_actions(recording)
+    return replace(recording, env=card.env or recording.env)
+
+
+def _read(card: DatasetCard, path: Path) -> Recording:
+    episodes = list(read(path, card))
+    returns = [episode.return_ for episode in episodes]
+    actions = episodes[0].actions
+    return Recording(
+        episodes=episodes,
+        returns=[value for value in returns if value is not None] or None,
+        bounds=((), ()) if actions is None else card.action_bounds(actions.shape[1]),
+        env=card.env,
+    )
+
+
+def _select(recording: Recording, keep: Iterable[int]) -> Recording:
+    keep, returns = sorted(keep), recording.returns
+    return replace(
+        recording,
+        episodes=[recording.episodes[i] for i in keep],
+        returns=None if returns is None else [returns[i] for i in keep],
+    )
+
+
+def _fraction(recording: Recording, fraction: float) -> Recording:
+    ids = [episode.id for episode in recording.episodes]
+    chosen = hashed_choice(ids, max(1, round(fraction * len(ids))), seed=0)
+    return _select(recording, [i for i, name in enumerate(ids) if name in chosen])
+
+
+def _best(card: DatasetCard, recording: Recording) -> Recording:
+    count, returns = len(recording.episodes), recording.returns
+    assert card.top is not None
+    if returns is None:
+        raise DataError(f"card {card.name}: top: {card.top} chooses by return, but the episodes have no rewards")
+    if card.top > count:
+        raise DataError(f"card {card.name}: top: found {card.top}, expected at most {count}, the number of episodes")
+    return _select(recording, sorted(range(count), key=lambda i: -returns[i])[: card.top])
+
+
+def strided(episode: Episode, stride: int) -> Episode:
+    """Every ``stride``-th transition (s_t, a_t, r_t, s_{t+1}), t = 0, stride, 2 stride, ..., with its own successor.
+
+    The result ends as the episode does if the last transition is among them; else the terminal state is not shown and
+    the result is truncated. Its return is the sum over the kept transitions.
+    """
+    kept = slice(None, None, stride)
+    complete = (episode.length - 1) % stride == 0
+    return replace(
+        episode,
+        observations=episode.current[kept].copy(),
+        next_observations=episode.successors[kept].copy(),
+        actions=None if episode.actions is None else episode.actions[kept].copy(),
+        rewards=None if episode.rewards is None else episode.rewards[kept].copy(),
+        terminated=episode.terminated and complete,
+        truncated=episode.truncated or not complete,
+    )
+
+
+def _without_actions(recording: Recording) -> Recording:
+    """Observations alone; the returns stay."""
+    episodes = [replace(episode, actions=None, rewards=None) for episode in recording.episodes]
+    return replace(recording, episodes=episodes, bounds=((), ()))
+
+
+def _mixture(card: DatasetCard, parts: Mapping[str, Recording]) -> Recording:
+    """All parts after one another; rewards, and likewise returns, stay only where every part has them."""
+    first, *others = parts
+    for name in others:
+        for field, of in FORM.items():
+            found, expected = of(parts[name]), of(parts[first])
+            if found != expected and not (field == "env" and card.env is not None):
+                raise DataError(
+                    f"card {card.name}: {field}: found {found} in {name} and {expected} in {first}, expected the same"
+                    + ("; or set env in this card" if field == "env" else "")
+                )
+    owner: dict[str, str] = {}
+    for name, part in parts.items():
+        for episode in part.episodes:
+            if owner.setdefault(episode.id, name) != name:
+                raise DataError(f"card {card.name}: mix: {name} and {owner[episode.id]} share episode {episode.id}")
+    rewarded = all(part.episodes[0].rewards is not None for part in parts.values())
+    returns = [part.returns for part in parts.values() if part.returns is not None]
+    return replace(
+        parts[first],
+        episodes=[e if rewarded else replace(e, rewards=None) for part in parts.values() for e in part.episodes],
+        returns=[value for part in returns for value in part] if len(returns) == len(parts) else None,
+    )
+
+
+def _action_dim(recording: Recording) -> int:
+    actions = recording.episodes[0].actions
+    return 0 if actions is None else actions.shape[1]
+
+
+FORM: dict[str, Callable[[Recording], Any]] = {
+    "observation_dim": lambda recording: recording.episodes[0].observations.shape[1],
+    "action_dim": _action_dim,
+    "action bounds": lambda recording: recording.bounds,
+    "env": lambda recording: recording.env,
+}
+"""What the parts of a mixture must agree in."""
