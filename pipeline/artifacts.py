@@ -26,7 +26,16 @@ class ArtifactError(ValueError):
 
 def provenance(project: Path | None = None) -> dict[str, Any]:
     """Version, git revision (with ``+dirty`` for uncommitted changes) and torch version that make an artifact."""
-    git = ["git", "-C", str(project or Path.cwd()), "describe", "--always", "--dirty=+dirty", "--abbrev=12", "--exclude=*"]
+    git = [
+        "git",
+        "-C",
+        str(project or Path.cwd()),
+        "describe",
+        "--always",
+        "--dirty=+dirty",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
     try:
         revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -62,7 +71,9 @@ def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy,
 
 def _readme(kind: str, architecture: dict[str, Any], metadata: dict[str, Any]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in architecture.items())
-    about = "\n".join(f"- **{key}**: {value}" for key, value in metadata.items() if isinstance(value, str | int | float))
+    about = "\n".join(
+        f"- **{key}**: {value}" for key, value in metadata.items() if isinstance(value, str | int | float)
+    )
     return f"""# {kind}
 
 Made by dynarep.

@@ -74,11 +74,11 @@ class IntentEncoder(nn.Module):
         self.register_buffer("calibration", torch.ones(a.replicas))
 
     def embed(self, observations: Tensor) -> Tensor:
-        """psi of (R or 1, B, obs_dim) for every replica, (R, B, latent_dim)."""
+        """Psi of (R or 1, B, obs_dim) for every replica, (R, B, latent_dim)."""
         return self.psi(self.normaliser(observations))  # type: ignore[no-any-return]
 
     def forward(self, observation: Tensor) -> Tensor:
-        """psi of the first replica: (B, obs_dim) -> (B, latent_dim)."""
+        """Psi of the first replica: (B, obs_dim) -> (B, latent_dim)."""
         return self.embed(observation[None])[0]
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -99,9 +99,7 @@ class DynamicsEncoder(nn.Module):
         a = architecture
         inputs = a.observation_dim + a.absorbing
         self.normaliser = Normaliser.identity(inputs)
-        self.phi_network = MLP(
-            (a.replicas,), (inputs + a.action_dim, *a.hidden, a.feature_dim), final_bias=False
-        )
+        self.phi_network = MLP((a.replicas,), (inputs + a.action_dim, *a.hidden, a.feature_dim), final_bias=False)
         self.mu_network = MLP((a.replicas,), (inputs, *a.hidden, a.feature_dim))
         self.scale = a.feature_dim**-0.5
 
@@ -122,7 +120,7 @@ class DynamicsEncoder(nn.Module):
         return self._output(self.mu_network(self._observation(observations)))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """phi of the first replica: (B, obs_dim), (B, act_dim) -> (B, feature_dim)."""
+        """Phi of the first replica: (B, obs_dim), (B, act_dim) -> (B, feature_dim)."""
         return self.phi(observation[None], action[None])[0]
 
     def ratio(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:

@@ -13,11 +13,15 @@ A learner is an ``nn.Module`` whose parameters carry the replica axis first and 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import logging
 import math
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +49,10 @@ class TrainingConfig:
     """Updates between checkpoints for resuming, rounded up to whole chunks."""
     gradient_clip: float | None = Field(None, gt=0)
     """Largest gradient norm of one replica."""
+
+    def smoke(self) -> TrainingConfig:
+        """A few small updates, to see that everything fits together."""
+        return replace(self, updates=20, batch_size=min(self.batch_size, 32), updates_per_chunk=10)
 
 
 class Learner(Protocol):
@@ -224,35 +232,54 @@ def _resumable(path: Path, key: str) -> bool:
         return False
 
 
-def train(
-    learner: nn.Module,
-    sample: Sample,
-    training: TrainingConfig,
-    *,
-    name: str,
-    metric: str,
-    seed: int,
-    output: Path,
-    checkpoints: Path,
-    key: str,
-) -> None:
-    """Train ``learner`` in place and write ``curves.tsv`` and TensorBoard logs into ``output``.
+@dataclass(frozen=True)
+class Run:
+    """Where and with which seeds a stage runs.
+
+    Args:
+        name: of what is trained, for progress lines and checkpoints, e.g. ``imitate/bc``.
+        seed: of initialisation, sampling and noise.
+        replicas: independent copies trained together.
+        output: an existing folder that receives curves, TensorBoard logs and the artifact.
+        checkpoints: folder of resume checkpoints, outside of any stage output.
+    """
+
+    name: str
+    seed: int
+    replicas: int
+    output: Path
+    checkpoints: Path
+
+    def within(self, name: str) -> Run:
+        """The same run for one of several models of a stage, in a new sub-folder."""
+        output = self.output / name
+        output.mkdir(parents=True)
+        return replace(self, name=f"{self.name}/{name}", output=output)
+
+
+def run_key(run: Run, *parts: Any) -> str:
+    """Identify everything that shapes a training run: its name, seeds, and ``parts`` (configs, data fingerprints)."""
+    plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]
+    text = json.dumps([run.name, run.seed, run.replicas, plain], sort_keys=True, default=str)
+    return f"{run.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: Run, metric: str, key: str) -> None:
+    """Train ``learner`` in place and write ``curves.tsv`` and TensorBoard logs into ``run.output``.
 
     Args:
         learner: see the module docstring; it is moved to the training device and back to the CPU.
         sample: draws a batch.
         training: length and portions.
-        name: shown in progress lines, and the name of the checkpoint.
+        run: names, seeds and folders.
         metric: the metric shown in progress lines.
-        seed: of the generator handed to ``sample`` and of the noise drawn in losses.
-        output: an existing folder.
-        checkpoints: folder of resume checkpoints, outside of any stage output. A checkpoint is used if its key equals
-            ``key`` and is removed when training has finished.
-        key: identifies everything that shapes the run (parameters, data).
+        key: from ``run_key``. A checkpoint with this key is resumed; it is removed when training has finished.
 
     Raises:
         NonFiniteLossError: if a loss or metric is not finite.
     """
+    name, output, checkpoints, seed = run.name, run.output, run.checkpoints, run.seed
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     module = _Chunks(learner, sample, training, key, seed)
@@ -278,26 +305,13 @@ def train(
     if module.updates < training.updates:
         raise KeyboardInterrupt(f"{name}: stopped at update {module.updates} of {training.updates}")
     learner.cpu().eval()
-    write_curve(output / "curves.tsv", module.curve)
+    write_table(output / "curves.tsv", module.curve)
     path.unlink(missing_ok=True)
 
 
-def write_curve(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write one line per chunk, tab separated, ``update`` first."""
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of equal keys as tab-separated values with a header."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def parameters_of(*modules: nn.Module) -> list[nn.Parameter]:
-    """All parameters of the modules, in order."""
-    return [p for module in modules for p in module.parameters()]
-
-
-def quiet_lightning() -> None:
-    """Silence Lightning's start-up notices (devices, tips); errors stay."""
-    import logging
-
-    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(logger).setLevel(logging.ERROR)

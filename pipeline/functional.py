@@ -49,7 +49,7 @@ def reverse_gradient(x: Tensor) -> Tensor:
 
 
 def log_mean_exp(x: Tensor, log_weight: Tensor | None = None) -> Tensor:
-    """log E[exp x] over the last axis (..., N) -> (...), with normalised log weights (N,) or (..., N) if given."""
+    """Log E[exp x] over the last axis (..., N) -> (...), with normalised log weights (N,) or (..., N) if given."""
     if log_weight is None:
         return torch.logsumexp(x, -1) - torch.log(torch.tensor(float(x.shape[-1]), device=x.device))
     return torch.logsumexp(x + log_weight, -1)
@@ -86,9 +86,9 @@ def dual_objective(
     if bellman_replay is None:
         return linear + log_mean_exp(bellman_expert)
     n, m = bellman_expert.shape[-1], bellman_replay.shape[-1]
-    weights = torch.cat(
-        [torch.full((n,), (1.0 - replay_ratio) / n), torch.full((m,), replay_ratio / m)]
-    ).to(bellman_expert)
+    weights = torch.cat([torch.full((n,), (1.0 - replay_ratio) / n), torch.full((m,), replay_ratio / m)]).to(
+        bellman_expert
+    )
     nonlinear = log_mean_exp(torch.cat([bellman_expert, bellman_replay], -1), weights.log())
     return linear + nonlinear - replay_ratio * bellman_replay.mean(-1)
 
@@ -116,7 +116,7 @@ def gaussian_log_prob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """exp of the entropy of the normalised singular values (Roy and Vetterli 2007) of features (..., N, k) -> (...)."""
+    """Exp of the entropy of the normalised singular values (Roy and Vetterli 2007) of features (..., N, k) -> (...)."""
     values = torch.linalg.svdvals(features)
     p = values / values.sum(-1, keepdim=True)
     return torch.exp(-torch.special.xlogy(p, p).sum(-1))

@@ -10,6 +10,8 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+__all__ = ["Field", "ParamsError", "config", "read_section", "read_yaml", "validate"]
+
 T = TypeVar("T")
 
 
@@ -36,8 +38,14 @@ def validate(kind: type[T], values: Any, where: str) -> T:
         for problem in error.errors():
             key = ".".join([where, *(str(part) for part in problem["loc"])])
             if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                known = ", ".join(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ""
-                lines.append(f"{key}: unknown key; {where} knows {known}" if len(problem["loc"]) == 1 else f"{key}: unknown key")
+                known = (
+                    ", ".join(field.name for field in dataclasses.fields(kind))
+                    if dataclasses.is_dataclass(kind)
+                    else ""
+                )
+                lines.append(
+                    f"{key}: unknown key; {where} knows {known}" if len(problem["loc"]) == 1 else f"{key}: unknown key"
+                )
             elif problem["type"] in ("missing", "missing_argument"):
                 lines.append(f"{key}: missing")
             else:

@@ -99,7 +99,7 @@ class Dynamics(nn.Module):
         self.encoder.normaliser = Normaliser(observation_mean, observation_std)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """phi and mu at one learning rate."""
+        """Phi and mu at one learning rate."""
         return [{"params": list(self.encoder.parameters()), "lr": self.config.learning_rate}]
 
     def losses(self, batch: ContrastiveBatch) -> Losses:
@@ -123,7 +123,7 @@ class Dynamics(nn.Module):
         """Nothing follows an update."""
 
     def export(self) -> DynamicsEncoder:
-        """phi and mu of every replica."""
+        """Phi and mu of every replica."""
         return self.encoder
 
 

@@ -179,7 +179,7 @@ class ICVF(nn.Module):
         polyak(self.target.parameters(), self.online.parameters(), self.config.target_rate)
 
     def export(self) -> IntentEncoder:
-        """psi of the first ensemble member of every replica; calibration is left at one."""
+        """Psi of the first ensemble member of every replica; calibration is left at one."""
         c = self.config
         encoder = IntentEncoder(
             IntentArchitecture(

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,15 @@ class IQLConfig:
     """Of the actor's observation features; 0.1 is used for Adroit."""
 
 
-class Transitions(Protocol):
-    """A batch of transitions, each field (R, B, ...)."""
+@dataclass(frozen=True)
+class RewardBatch:
+    """Transitions with rewards, each field (R, B, ...)."""
 
     observations: Tensor
     actions: Tensor
-    rewards: Tensor | None
+    rewards: Tensor
     terminated: Tensor
+    """1 where the transition ended the episode by the MDP's own rule, else 0."""
     next_observations: Tensor
 
 
@@ -63,7 +66,7 @@ def value_loss(q: Tensor, v: Tensor, expectile: float) -> Tensor:
 
 
 def q_loss(q: Tensor, reward: Tensor, discount: Tensor, next_value: Tensor) -> Tensor:
-    """sum over both critics of E (r + gamma (1 - terminated) V(s') - Q_i)^2 (eq. 6): q (R, 2, B), others (R, B) -> (R,)."""
+    """Sum over both critics of E (r + gamma (1 - terminated) V(s') - Q_i)^2 (eq. 6): q (R, 2, B), others (R, B) -> (R,)."""
     return (reward + discount * next_value).unsqueeze(1).sub(q).square().mean(-1).sum(1)
 
 
@@ -112,10 +115,9 @@ class IQL(nn.Module):
             {"params": [*self.policy.parameters(), self.log_std], "lr": rate, "cosine": True},
         ]
 
-    def losses(self, batch: Transitions) -> Losses:
+    def losses(self, batch: RewardBatch) -> Losses:
         """L_V + L_Q + L_pi; their parameters are disjoint, so one backward pass serves all three."""
         c = self.config
-        assert batch.rewards is not None
         s, s_next = self.policy.normaliser(batch.observations), self.policy.normaliser(batch.next_observations)
         pair = torch.cat([s, batch.actions], -1).unsqueeze(1)
         q = self.critic(pair).squeeze(-1)

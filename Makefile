@@ -1,0 +1,45 @@
+# Every target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help run test test-slow lint format preset report clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	touch $@
+
+run: $(VENV)/.installed  ## set up and run the whole pipeline (dvc repro) on the embedded recordings
+	dvc repro
+	@echo "scores: artifacts/evaluate/metrics.json, page: artifacts/report/index.html"
+
+test: $(VENV)/.installed-dev  ## set up and run the default tests, the linter and the type checker
+	$(MAKE) --no-print-directory lint
+	python -m pytest
+
+test-slow: $(VENV)/.installed-dev  ## the tests marked slow
+	python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	ruff check . && ruff format --check .
+	mkdir -p build/typing/dynarep
+	for package in pipeline stages data configs; do ln -sfn $(CURDIR)/$$package build/typing/dynarep/$$package; done
+	MYPYPATH=build/typing mypy --explicit-package-bases --namespace-packages -p dynarep
+
+format: $(VENV)/.installed-dev  ## apply ruff's formatting and fixes
+	ruff check --fix . && ruff format .
+
+clean:  ## remove the environment and all outputs
+	rm -rf $(VENV) artifacts .dynarep build

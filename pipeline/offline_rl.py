@@ -1,0 +1,113 @@
+"""The stage that learns policies from relabelled rewards, or from the true ones, by offline reinforcement learning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynarep.data.resident import TransitionTable
+from dynarep.data.sampling import uniform
+from dynarep.data.shards import Dataset
+from dynarep.pipeline.encoders import Policy
+from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
+from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
+from dynarep.pipeline.params import config
+
+TRUE_REWARD = "true"
+"""The name under which the dataset's own reward is asked for."""
+
+
+@config
+class OfflinePolicyConfig:
+    """One policy: which reward it learns from."""
+
+    rewards: str
+    """A method of the relabel stage, or ``true`` for the dataset's own reward."""
+
+
+@config
+class OfflineRLConfig:
+    """Section ``offline_rl``: the policies by name, all with the same method and budget."""
+
+    policies: dict[str, OfflinePolicyConfig]
+    reward_scale: Literal["return_range", "none"] = "return_range"
+    """``return_range`` multiplies rewards by 1000 / (largest - smallest episode return), as OTR does."""
+    reward_bias: float = 0.0
+    """Added after scaling; OTR uses -2 for AntMaze."""
+    method: IQLConfig
+    training: TrainingConfig
+
+
+def scaled_rewards(dataset: Dataset, rewards: dict[str, Tensor] | None, replicas: int, c: OfflineRLConfig) -> Tensor:
+    """Rewards of all transitions in the dataset's order, one row per replica, scaled: (R, N).
+
+    Args:
+        dataset: its own rewards are used where ``rewards`` is None.
+        rewards: per episode id, (R or 1, T).
+        replicas: R.
+        c: scaling and bias.
+
+    Raises:
+        ValueError: if the dataset has no reward of its own but it is asked for, if the number of relabelled replicas
+            is neither 1 nor R, or if all episodes have the same return, which leaves the scale undefined.
+    """
+    if rewards is None:
+        if not dataset.spec.has_rewards:
+            raise ValueError(f"offline_rl: dataset {dataset.name} has no rewards, but a policy asks for the true one")
+        rewards = {e.id: torch.as_tensor(e.rewards)[None] for e in dataset.episodes}
+    found = next(iter(rewards.values())).shape[0]
+    if found not in (1, replicas):
+        raise ValueError(f"offline_rl: rewards hold {found} replicas, this run has {replicas}")
+    parts = [rewards[e.id].float() for e in dataset.episodes]
+    flat = torch.cat(parts, -1)
+    if c.reward_scale == "return_range":
+        returns = torch.stack([part.sum(-1) for part in parts], -1)
+        spread = returns.amax(-1) - returns.amin(-1)
+        if not (spread > 0).all():
+            raise ValueError("offline_rl.reward_scale: all episodes have the same return; use reward_scale: none")
+        flat = flat * (1000.0 / spread).unsqueeze(-1)
+    return (flat + c.reward_bias).expand(replicas, -1).contiguous()
+
+
+def offline_rl(c: OfflineRLConfig, dataset: Dataset, rewards: Tensor, run: Run) -> Policy:
+    """Train one policy by IQL.
+
+    Args:
+        c: the section.
+        dataset: transitions with actions.
+        rewards: from ``scaled_rewards``, (R, N).
+        run: names, seeds and folders.
+
+    Raises:
+        ValueError: if the dataset has no actions.
+    """
+    if dataset.spec.action_dim == 0:
+        raise ValueError(f"offline_rl: dataset {dataset.name} has no actions")
+    torch.manual_seed(run.seed)
+    device = training_device()
+    table = TransitionTable.from_episodes(dataset.episodes, device=device)
+    rewards = rewards.to(device)
+    statistics, spec = dataset.statistics, dataset.spec
+    learner = IQL(
+        c.method,
+        run.replicas,
+        torch.tensor(statistics["observation_mean"]),
+        torch.tensor(statistics["observation_std"]),
+        spec.action_low,
+        spec.action_high,
+    )
+    shape = (run.replicas, c.training.batch_size)
+
+    def sample(generator: torch.Generator) -> RewardBatch:
+        index = uniform(len(table), shape, generator, device)
+        batch = table.gather(index)
+        return RewardBatch(
+            batch.observations, batch.actions, rewards.gather(1, index), batch.terminated, batch.next_observations
+        )
+
+    digest = rewards.double().cpu()
+    key = run_key(run, c.method, c.training, dataset.fingerprint, float(digest.sum()), float(digest.square().sum()))
+    train(learner, sample, c.training, run=run, metric="value", key=key)
+    return learner.export()

@@ -1,0 +1,128 @@
+"""The stage that learns psi(s) by ICVF, calibrates it in steps, and measures how its distances grow with time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from dynarep.data.resident import TransitionTable
+from dynarep.data.sampling import goal_and_intent, uniform
+from dynarep.data.schema import Episode
+from dynarep.data.shards import Dataset
+from dynarep.data.split import held_out
+from dynarep.pipeline.encoders import IntentEncoder
+from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
+from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
+from dynarep.pipeline.params import Field, config
+
+HORIZON = 50
+"""Largest number of steps over which distances are compared."""
+
+
+@config
+class PretrainIntentConfig:
+    """Section ``pretrain_intent``."""
+
+    dataset: str
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share of episodes kept for the metrics."""
+    method: ICVFConfig
+    training: TrainingConfig
+
+
+def pretrain_intent(
+    c: PretrainIntentConfig, dataset: Dataset, run: Run
+) -> tuple[IntentEncoder, dict[str, Any], list[dict[str, Any]]]:
+    """Train, calibrate and measure; returns the encoder, its metrics, and rows of distance against k."""
+    torch.manual_seed(run.seed)
+    device = training_device()
+    fit, kept = held_out(dataset.episodes, c.held_out, run.seed)
+    table = TransitionTable.from_episodes(fit, device=device)
+    mean = torch.tensor(dataset.statistics["observation_mean"])
+    std = torch.tensor(dataset.statistics["observation_std"])
+    learner = ICVF(c.method, run.replicas, mean, std)
+    shape = (run.replicas, c.training.batch_size)
+    m = c.method
+
+    def sample(generator: torch.Generator) -> GoalBatch:
+        index = uniform(len(table), shape, generator, device)
+        g, z = goal_and_intent(
+            index,
+            table.last[index],
+            len(table),
+            p_random=m.p_random,
+            p_trajectory=m.p_trajectory,
+            p_current=m.p_current,
+            p_same=m.p_same,
+            generator=generator,
+        )
+        batch = table.gather(index)
+        return GoalBatch(
+            batch.observations,
+            batch.next_observations,
+            table.observations_at(g),
+            table.observations_at(z),
+            (g == index).float(),
+            (z == index).float(),
+        )
+
+    train(learner, sample, c.training, run=run, metric="value", key=run_key(run, c, dataset.fingerprint))
+    encoder = learner.export()
+    encoder.calibration.copy_(step_calibration(encoder, dataset.episodes))
+    spaces = {"psi": encoder.embed, "raw": lambda x: x, "standardised": learner.normaliser}
+    metrics: dict[str, Any] = {"calibration": encoder.calibration.tolist()}
+    rows: list[dict[str, Any]] = []
+    for space, embed in spaces.items():
+        steps, distances = distances_over_time(kept, embed)
+        metrics[space] = {
+            "spearman": float(spearmanr(steps, distances).statistic),
+            "r_squared": float(np.corrcoef(steps, distances)[0, 1] ** 2),
+        }
+        unit = distances[steps == 1].mean()
+        for k in range(1, HORIZON + 1):
+            values = distances[steps == k] / unit
+            if len(values):
+                low, high = np.percentile(values, [10, 90])
+                rows.append({"k": k, "space": space, "mean": values.mean(), "low": low, "high": high})
+    return encoder, metrics, rows
+
+
+@torch.no_grad()
+def step_calibration(encoder: IntentEncoder, episodes: list[Episode]) -> Tensor:
+    """The scale (R,) that makes the squared distance of one step 1 on average over the episodes' transitions."""
+    total, count = torch.zeros(encoder.architecture.replicas, dtype=torch.float64), 0
+    for episode in episodes:
+        now = encoder.embed(torch.from_numpy(episode.current)[None])
+        following = encoder.embed(torch.from_numpy(episode.successors)[None])
+        total += (following - now).square().sum(-1).double().sum(-1)
+        count += episode.length
+    return (count / total).float()
+
+
+@torch.no_grad()
+def distances_over_time(episodes: list[Episode], embed: Any, *, starts: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (k, ||x_{t+k} - x_t||^2) for k = 1..50 along episodes, the distance averaged over replicas.
+
+    Args:
+        episodes: those shorter than 2 states give nothing.
+        embed: (1, T, obs_dim) -> (R, T, latent).
+        starts: states t taken per episode, evenly spaced.
+
+    Returns:
+        Two arrays of the same length: k, and squared distances in the units of the space.
+    """
+    steps, distances = [], []
+    for episode in episodes:
+        latent = embed(torch.from_numpy(episode.current)[None])
+        length = latent.shape[1]
+        for t in np.unique(np.linspace(0, length - 2, min(starts, max(length - 1, 0))).astype(int)):
+            ahead = latent[:, t + 1 : t + 1 + HORIZON]
+            steps.append(np.arange(1, ahead.shape[1] + 1))
+            distances.append((ahead - latent[:, t : t + 1]).square().sum(-1).mean(0).numpy())
+    if not steps:
+        raise ValueError("pretrain_intent.held_out: no held-out episode has two states; hold out more episodes")
+    return np.concatenate(steps), np.concatenate(distances)

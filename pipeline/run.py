@@ -1,0 +1,161 @@
+"""What every stage program does: read its section, hold its folders, write its output as a whole, fail in one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dynarep.pipeline.params import Field, config, read_section, read_yaml, validate
+
+if TYPE_CHECKING:
+    from dynarep.data.shards import Dataset
+    from dynarep.pipeline.engine import Run
+
+T = TypeVar("T")
+
+
+@config
+class RunConfig:
+    """The two values at the top of ``params.yaml`` that all stages share."""
+
+    seed: int = Field(0, ge=0)
+    replicas: int = Field(1, gt=0)
+    """Independent copies of everything that is trained; replica r of a stage builds on replica r of its encoder."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of one stage.
+
+    Args:
+        name: the section of the params file and the folder under ``artifacts/``.
+        params: the params file; its folder is the project.
+        smoke: shrink the work to seconds, to see that everything fits together.
+    """
+
+    name: str
+    params: Path
+    smoke: bool = False
+
+    @property
+    def project(self) -> Path:
+        """The folder that holds params.yaml, configs/ and artifacts/."""
+        return self.params.resolve().parent
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of all outputs."""
+        return self.project / "artifacts"
+
+    def config(self, kind: type[T]) -> T:
+        """This stage's section as ``kind``."""
+        return read_section(self.params, self.name, kind)
+
+    def run_config(self) -> RunConfig:
+        """Seed and replicas."""
+        values = read_yaml(self.params)
+        return validate(RunConfig, {k: values[k] for k in ("seed", "replicas") if k in values}, str(self.params))
+
+    def run(self, output: Path) -> Run:
+        """The engine's view of this stage, writing into ``output``."""
+        from dynarep.pipeline.engine import Run
+
+        shared = self.run_config()
+        replicas = 2 if self.smoke else shared.replicas
+        return Run(self.name, shared.seed, replicas, output, self.project / ".dynarep" / "checkpoints")
+
+    def dataset(self, name: str) -> Dataset:
+        """A prepared dataset."""
+        from dynarep.data.shards import load_dataset
+
+        return load_dataset(self.artifacts / "shards" / name)
+
+    @contextmanager
+    def output(self) -> Iterator[Path]:
+        """A fresh folder that becomes ``artifacts/<name>`` when the block ends well, and vanishes when it does not."""
+        with atomic_folder(self.artifacts / self.name) as folder:
+            yield folder
+
+    def provenance(self, *datasets: Dataset) -> dict[str, Any]:
+        """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints."""
+        from dynarep.pipeline.artifacts import provenance
+
+        values = read_yaml(self.params)
+        return {
+            "stage": self.name,
+            "path": f"artifacts/{self.name}",
+            **provenance(self.project),
+            "params": {key: values.get(key) for key in ("seed", "replicas", self.name)},
+            "datasets": {dataset.name: dataset.fingerprint for dataset in datasets},
+        }
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` that replaces it only if the block does not raise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON with a final newline; NaN is written as null."""
+    path.write_text(json.dumps(_plain(value), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return None if value != value or value in (float("inf"), float("-inf")) else round(value, 6)
+    return value
+
+
+def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | None = None) -> None:
+    """Parse a stage program's three flags and run it; a known error is one line on stderr and exit status 1."""
+    from dynarep.data.schema import DataError
+
+    parser = argparse.ArgumentParser(prog=f"python -m dynarep.stages.{name}", description=f"The {name} stage.")
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="params file; its folder is the project"
+    )
+    parser.add_argument("--stage", default=name, help="section of the params file and folder under artifacts/")
+    parser.add_argument("--smoke", action="store_true", help="a few updates only, to see that everything fits together")
+    options = parser.parse_args(arguments)
+    try:
+        main(Stage(options.stage, options.params, options.smoke))
+    except KeyboardInterrupt as stop:
+        print(f"{options.stage}: stopped {stop}", file=sys.stderr)
+        sys.exit(130)
+    except (DataError, ValueError, FloatingPointError, OSError) as error:
+        if os.environ.get("DYNAREP_TRACEBACK"):
+            raise
+        print(f"error: {options.stage}: {error}", file=sys.stderr)
+        sys.exit(1)
