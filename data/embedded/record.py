@@ -29,7 +29,12 @@ CLASSES = {"weak": (150.0, 800.0), "medium": (800.0, 2200.0), "strong": (2600.0,
 
 # (behaviour class, transitions, standard deviation of Gaussian action noise drawn once per episode from [0, this])
 RECIPES: dict[str, list[tuple[str, int, float]]] = {
-    "hopper-arbitrary": [("random", 5_000, 0.0), ("weak", 14_000, 0.3), ("medium", 27_000, 0.5), ("strong", 20_000, 0.8)],
+    "hopper-arbitrary": [
+        ("random", 5_000, 0.0),
+        ("weak", 14_000, 0.3),
+        ("medium", 27_000, 0.5),
+        ("strong", 20_000, 0.8),
+    ],
     "hopper-expert": [("expert", 5_000, 0.0)],
 }
 
@@ -106,7 +111,9 @@ def load_policy(path: Path) -> Policy:
     return act
 
 
-def episode(env: Any, policy: Policy | None, noise: float, rng: np.random.Generator, limit: int) -> dict[str, np.ndarray]:
+def episode(
+    env: Any, policy: Policy | None, noise: float, rng: np.random.Generator, limit: int
+) -> dict[str, np.ndarray]:
     """One episode of at most ``limit`` steps in D4RL's arrays; no policy means uniform random actions."""
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     observation, _ = env.reset(seed=int(rng.integers(2**31)))
@@ -137,7 +144,8 @@ def record(folder: Path, out: Path, seed: int = 0) -> None:
         for name, policy in policies.items()
     }
     classes = {
-        label: [name for name, r in returns.items() if low <= np.mean(r) < high] for label, (low, high) in CLASSES.items()
+        label: [name for name, r in returns.items() if low <= np.mean(r) < high]
+        for label, (low, high) in CLASSES.items()
     }
     classes["expert"] = [max(returns, key=lambda name: min(returns[name]))]
     for file_name, recipe in RECIPES.items():

@@ -1,6 +1,6 @@
 """Your own arrays: an ``.npz`` archive with D4RL's flat arrays, see ``docs/data-format.md``.
 
-``observations``, ``terminals`` and ``timeouts`` or ``next_observations`` must be there; ``actions`` and ``rewards`` may.
+``observations``, ``terminals`` and ``timeouts`` or ``next_observations`` are needed; ``actions`` and ``rewards`` can.
 """
 
 from __future__ import annotations

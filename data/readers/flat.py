@@ -82,9 +82,10 @@ def cut(
     if "next_observations" not in columns:
         short = [start for start, stop in bounds if stop - start < 2]
         if short:
+            rows = ", ".join(map(str, short[:5])) + ", ..." * (len(short) > 5)
             raise DataError(
-                f"{path}: {len(short)} of {len(bounds)} episodes have a single row (rows {_listed(short)}), which is no "
-                "transition without next_observations; expected at least 2 rows per episode"
+                f"{path}: {len(short)} of {len(bounds)} episodes have a single row (rows {rows}), which is no transition "
+                "without next_observations; expected at least 2 rows per episode"
             )
     return (_episode(columns, start, stop, f"{card.name}-{i:06d}") for i, (start, stop) in enumerate(bounds))
 
@@ -176,7 +177,3 @@ def _episode(columns: Mapping[str, np.ndarray], start: int, stop: int, name: str
         terminated=terminated,
         truncated=timeout or not terminated,
     )
-
-
-def _listed(rows: list[int], limit: int = 5) -> str:
-    return ", ".join(map(str, rows[:limit])) + (", ..." if len(rows) > limit else "")
