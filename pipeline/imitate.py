@@ -86,13 +86,14 @@ def imitate(
         key, metric = run_key(run, c, source.fingerprint), "squared_error"
     else:
         replay = TransitionTable.from_episodes(arbitrary.episodes, device=device)
-        learner = ValueDICE(c.method, run.replicas, *_moments(demonstrations), *bounds, encoder)
+        used = encoder if c.kind == "repr_value_dice" else None
+        learner = ValueDICE(c.method, run.replicas, *_moments(demonstrations), *bounds, used)
 
         def sample(generator: torch.Generator) -> Any:
             parts = (table.gather(uniform(len(table), shape, generator, device)) for table in (expert, replay))
             return ImitationBatch(*map(_transitions, parts))
 
-        weights = None if encoder is None else float(sum(p.double().sum() for p in encoder.parameters()))
+        weights = None if used is None else float(sum(p.double().sum() for p in used.parameters()))
         key = run_key(run, c, demonstrations.fingerprint, arbitrary.fingerprint, weights)
         metric = "objective"
 

@@ -61,10 +61,9 @@ def pretrain_dynamics(
     fit, kept = (prepare(part) for part in held_out(dataset.episodes, c.held_out, run.seed))
     table = TransitionTable.from_episodes(fit, device=device)
     noise_states = _states(prepare(noise.episodes), c.noise.states, device)
-    mean, std = table.gather(torch.arange(len(table), device=device)).observations.cpu().double().std_mean(0)[::-1]
-    learner = Dynamics(
-        c.method, run.replicas, mean.float(), std.float(), dataset.spec.action_dim, absorbing=c.absorbing
-    )
+    observations = table.gather(torch.arange(len(table), device=device)).observations
+    std, mean = torch.std_mean(observations.cpu(), 0, correction=0)
+    learner = Dynamics(c.method, run.replicas, mean, std, dataset.spec.action_dim, absorbing=c.absorbing)
     shape = (run.replicas, c.training.batch_size)
 
     def sample(generator: torch.Generator) -> ContrastiveBatch:

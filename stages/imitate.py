@@ -12,14 +12,14 @@ def main(stage: Stage) -> None:
 
     c = stage.config(ImitateConfig)
     demonstrations, arbitrary = stage.dataset(c.demonstrations), stage.dataset(c.dataset)
+    encoder = None
+    if any(policy.kind == "repr_value_dice" for policy in c.policies.values()):
+        dim = demonstrations.spec.observation_dim
+        encoder = load_dynamics_encoder(stage.artifacts / "pretrain_dynamics", observation_dim=dim)
     with stage.output() as folder:
         run = stage.run(folder)
         summary = {}
         for name, policy_config in c.policies.items():
-            encoder = None
-            if policy_config.kind == "repr_value_dice":
-                dim = demonstrations.spec.observation_dim
-                encoder = load_dynamics_encoder(stage.artifacts / "pretrain_dynamics", observation_dim=dim)
             if stage.smoke:
                 policy_config = replace(policy_config, training=policy_config.training.smoke())
             within = run.within(name)

@@ -6,7 +6,7 @@ arXiv 2402.13037. The intent of a state is psi(s) of ``dynarep.pipeline.methods.
 | paper | here |
 |---|---|
 | C_ij = ||psi(s_i^a) - psi(s_j^e)||^2 + ||psi(s_min(i+k,Ta)^a) - psi(s_min(j+k,Te)^e)||^2 | ``intent_cost`` |
-| P* = argmin_P sum_ij P_ij C_ij + epsilon sum_ij P_ij log P_ij, rows 1/Ta, columns 1/Te | ``dynarep.pipeline.transport.sinkhorn`` |
+| P* = argmin_P sum_ij P_ij C_ij + epsilon sum_ij P_ij log P_ij, rows 1/Ta, columns 1/Te | ``sinkhorn`` |
 | j1 = argmin_j C_1j, where the agent enters the expert's episode | ``entry_step`` |
 | r(s_i^a) = alpha exp(-tau Ta sum_{j >= j1} P*_ij C_ij) | ``intent_reward`` |
 
@@ -33,13 +33,13 @@ from dynarep.pipeline.transport import Labels, mean_cost, sinkhorn, uniform_mass
 class AILOTConfig:
     """Hyper-parameters of AILOT."""
 
-    lookahead: int = Field(2, ge=0)
+    lookahead: int = Field(default=2, ge=0)
     """k: steps ahead at which both episodes are compared as well."""
-    scale: float = Field(5.0, gt=0)
+    scale: float = Field(default=5.0, gt=0)
     """alpha: the reward where nothing is paid."""
-    temperature: float = Field(0.5, gt=0)
+    temperature: float = Field(default=0.5, gt=0)
     """tau: multiplies the mean cost of a step."""
-    epsilon: float = Field(0.01, gt=0)
+    epsilon: float = Field(default=0.01, gt=0)
     """Entropic regularisation, relative to the mean of all costs of a pair of episodes."""
     units: Literal["calibrated", "raw"] = "calibrated"
     """``calibrated``: a squared distance of 1 is the mean over one step of the data; ``raw``: as the space has it."""
@@ -47,8 +47,8 @@ class AILOTConfig:
     """Leave out the expert's steps before the one nearest to the agent's first."""
     best_expert: Literal["episode", "state"] = "episode"
     """With several experts: the rewards of the one whose sum is largest, or the largest reward of each state."""
-    max_iterations: int = Field(500, ge=1)
-    tolerance: float = Field(1e-4, ge=0)
+    max_iterations: int = Field(default=500, ge=1)
+    tolerance: float = Field(default=1e-4, ge=0)
     """Marginal error at which the iteration stops."""
 
 

@@ -6,7 +6,7 @@ arXiv 2303.13971.
 | paper and published code | here |
 |---|---|
 | c(x, y) = 1 - x.y / (||x|| ||y||) on raw observations | ``cosine_cost`` |
-| mu* = argmin_mu sum_ij mu_ij c_ij + epsilon entropy, 100 Sinkhorn iterations | ``dynarep.pipeline.transport.sinkhorn`` |
+| mu* = argmin_mu sum_ij mu_ij c_ij + epsilon sum_ij mu_ij log mu_ij, 100 Sinkhorn iterations | ``sinkhorn`` |
 | r_i = alpha exp(beta T / d u_i), u_i = -sum_j mu*_ij c_ij, d the size of an observation | ``observation_reward`` |
 | rewards scaled by 1000 / (largest - smallest episode return) | ``return_range_scale``, applied where a policy is learned |
 
@@ -34,18 +34,18 @@ class OTRConfig:
     """Hyper-parameters of OTR; the defaults are the published ones for locomotion and Adroit."""
 
     mode: Literal["paper", "normalised"] = "paper"
-    scale: float = Field(5.0, gt=0)
+    scale: float = Field(default=5.0, gt=0)
     """alpha: the reward where nothing is paid."""
-    temperature: float = Field(5.0, gt=0)
+    temperature: float = Field(default=5.0, gt=0)
     """beta: multiplies the mean cost of a step."""
     divide_by_observation_dim: bool = True
     """Divide beta by the size of an observation."""
-    horizon: int = Field(1000, ge=1)
+    horizon: int = Field(default=1000, ge=1)
     """T: with ``paper`` the mass of a step is 1 / T."""
-    epsilon: float = Field(0.01, gt=0)
+    epsilon: float = Field(default=0.01, gt=0)
     """Entropic regularisation: absolute with ``paper``, relative to the mean cost with ``normalised``."""
-    max_iterations: int = Field(100, ge=1)
-    tolerance: float = Field(1e-9, ge=0)
+    max_iterations: int = Field(default=100, ge=1)
+    tolerance: float = Field(default=1e-9, ge=0)
     """Marginal error at which the iteration stops."""
 
 
