@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dynarep.data.schema import DataError, Episode
+
+if TYPE_CHECKING:
+    from dynarep.data.shards import Dataset
 
 
 @dataclass(frozen=True)
@@ -147,3 +151,13 @@ def _column(rewards: Mapping[str, np.ndarray], episode: Episode) -> np.ndarray:
             f"rewards of episode {episode.id}: found shape {column.shape}, expected ({episode.length},) finite numbers"
         )
     return column
+
+
+def observation_moments(dataset: Dataset, *, absorbing: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a dataset's observations, each (observation_dim,) float32.
+
+    With ``absorbing`` both have one more entry, 0 and 1, that leaves the absorbing bit as it is.
+    """
+    mean = [*dataset.statistics["observation_mean"], *[0.0] * absorbing]
+    std = [*dataset.statistics["observation_std"], *[1.0] * absorbing]
+    return torch.tensor(mean), torch.tensor(std)

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from dynarep.data.resident import Batch, TransitionTable
+from dynarep.data.absorbing import with_absorbing_states
+from dynarep.data.resident import Batch, TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import DynamicsEncoder, Policy
@@ -31,6 +32,8 @@ class DualPolicyConfig:
     """A policy from the dual game, with a perceptron critic or with the pretrained dynamics representation."""
 
     kind: Literal["value_dice", "repr_value_dice"]
+    absorbing: bool = False
+    """Lead terminated episodes into an absorbing state (ValueDICE); the encoder must have been trained so, too."""
     method: ValueDICEConfig
     training: TrainingConfig
 
@@ -71,23 +74,25 @@ def imitate(
     _check(name, c, demonstrations, arbitrary, encoder, run)
     torch.manual_seed(run.seed)
     device = training_device()
-    expert = TransitionTable.from_episodes(demonstrations.episodes, device=device)
     shape = (run.replicas, c.training.batch_size)
     bounds = demonstrations.spec.action_low, demonstrations.spec.action_high
     learner: BC | ValueDICE
     if isinstance(c, CloningPolicyConfig):
         source = demonstrations if c.data == "demonstrations" else arbitrary
-        table = expert if c.data == "demonstrations" else TransitionTable.from_episodes(source.episodes, device=device)
-        learner = BC(c.method, run.replicas, *_moments(source), *bounds)
+        table = TransitionTable.from_episodes(source.episodes, device=device)
+        learner = BC(c.method, run.replicas, *observation_moments(arbitrary), *bounds)
 
         def sample(generator: torch.Generator) -> Any:
             return table.gather(uniform(len(table), shape, generator, device))
 
         key, metric = run_key(run, c, source.fingerprint), "squared_error"
     else:
-        replay = TransitionTable.from_episodes(arbitrary.episodes, device=device)
+        prepare = with_absorbing_states if c.absorbing else list
+        expert = TransitionTable.from_episodes(prepare(demonstrations.episodes), device=device)
+        replay = TransitionTable.from_episodes(prepare(arbitrary.episodes), device=device)
         used = encoder if c.kind == "repr_value_dice" else None
-        learner = ValueDICE(c.method, run.replicas, *_moments(demonstrations), *bounds, used)
+        mean, std = observation_moments(arbitrary, absorbing=c.absorbing)
+        learner = ValueDICE(c.method, run.replicas, mean, std, *bounds, used, absorbing=c.absorbing)
 
         def sample(generator: torch.Generator) -> Any:
             parts = (table.gather(uniform(len(table), shape, generator, device)) for table in (expert, replay))
@@ -99,11 +104,6 @@ def imitate(
 
     train(learner, sample, c.training, run=run, metric=metric, key=key)
     return learner.export(), {"saw": _saw(c, demonstrations, arbitrary)}
-
-
-def _moments(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    statistics = dataset.statistics
-    return torch.tensor(statistics["observation_mean"]), torch.tensor(statistics["observation_std"])
 
 
 def _transitions(batch: Batch) -> Transitions:
@@ -136,6 +136,7 @@ def _check(
         ("observation_dim", found.observation_dim, demonstrations.spec.observation_dim),
         ("action_dim", found.action_dim, demonstrations.spec.action_dim),
         ("replicas", found.replicas, run.replicas),
+        ("absorbing", found.absorbing, c.absorbing),
     ):
         if got != wanted:
             raise ValueError(f"{where}: the dynamics encoder has {field} {got}, this run needs {wanted}")

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dynarep.data.resident import TransitionTable
+from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import Policy
@@ -89,15 +89,8 @@ def offline_rl(c: OfflineRLConfig, dataset: Dataset, rewards: Tensor, run: Run) 
     device = training_device()
     table = TransitionTable.from_episodes(dataset.episodes, device=device)
     rewards = rewards.to(device)
-    statistics, spec = dataset.statistics, dataset.spec
-    learner = IQL(
-        c.method,
-        run.replicas,
-        torch.tensor(statistics["observation_mean"]),
-        torch.tensor(statistics["observation_std"]),
-        spec.action_low,
-        spec.action_high,
-    )
+    bounds = dataset.spec.action_low, dataset.spec.action_high
+    learner = IQL(c.method, run.replicas, *observation_moments(dataset), *bounds)
     shape = (run.replicas, c.training.batch_size)
 
     def sample(generator: torch.Generator) -> RewardBatch:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynarep.data.absorbing import with_absorbing_states
-from dynarep.data.resident import TransitionTable
+from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
 from dynarep.data.shards import Dataset
 from dynarep.data.split import held_out
@@ -61,8 +61,7 @@ def pretrain_dynamics(
     fit, kept = (prepare(part) for part in held_out(dataset.episodes, c.held_out, run.seed))
     table = TransitionTable.from_episodes(fit, device=device)
     noise_states = _states(prepare(noise.episodes), c.noise.states, device)
-    observations = table.gather(torch.arange(len(table), device=device)).observations
-    std, mean = torch.std_mean(observations.cpu(), 0, correction=0)
+    mean, std = observation_moments(dataset, absorbing=c.absorbing)
     learner = Dynamics(c.method, run.replicas, mean, std, dataset.spec.action_dim, absorbing=c.absorbing)
     shape = (run.replicas, c.training.batch_size)
 

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from dynarep.data.resident import TransitionTable
+from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
@@ -42,9 +42,7 @@ def pretrain_intent(
     device = training_device()
     fit, kept = held_out(dataset.episodes, c.held_out, run.seed)
     table = TransitionTable.from_episodes(fit, device=device)
-    mean = torch.tensor(dataset.statistics["observation_mean"])
-    std = torch.tensor(dataset.statistics["observation_std"])
-    learner = ICVF(c.method, run.replicas, mean, std)
+    learner = ICVF(c.method, run.replicas, *observation_moments(dataset))
     shape = (run.replicas, c.training.batch_size)
     m = c.method
 

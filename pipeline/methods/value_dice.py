@@ -158,9 +158,12 @@ class ValueDICE(nn.Module):
         action_low: tuple[float, ...],
         action_high: tuple[float, ...],
         encoder: DynamicsEncoder | None = None,
+        *,
+        absorbing: bool = False,
     ) -> None:
         super().__init__()
         self.config = c
+        self.absorbing = absorbing
         self.replicas = replicas
         self.low, self.high = action_low, action_high
         normaliser = Normaliser(observation_mean, observation_std)
@@ -234,10 +237,11 @@ class ValueDICE(nn.Module):
         policy = Policy(
             PolicyArchitecture(
                 replicas=self.replicas,
-                observation_dim=self.actor.normaliser.mean.shape[-1],
+                observation_dim=self.actor.normaliser.mean.shape[-1] - self.absorbing,
                 action_low=self.low,
                 action_high=self.high,
                 hidden=self.config.hidden,
+                absorbing=self.absorbing,
             )
         )
         policy.normaliser = deepcopy(self.actor.normaliser)
