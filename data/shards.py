@@ -141,8 +141,9 @@ def write_dataset(
         while episode is not None:
             file = new / f"shard-{len(shards):06d}.tar"
             ids: list[str] = []
+            size = 0
             with file.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
-                while episode is not None and stream.tell() < shard_bytes:
+                while episode is not None and size < shard_bytes:
                     found = _spec(episode, bounds)
                     spec = spec or found
                     _check_member(name, episode, found, spec, seen)
@@ -150,7 +151,7 @@ def write_dataset(
                     content.update(episode.id.encode())
                     for key, values in sample.items():
                         content.update(f" {key} {values.shape} ".encode() + values.tobytes())
-                    tar.write({"__key__": episode.id, "safetensors": save(sample)})
+                    size += tar.write({"__key__": episode.id, "safetensors": save(sample)})
                     columns = {"observation": episode.current, "action": episode.actions, "reward": episode.rewards}
                     for key, column in columns.items():
                         if column is not None:

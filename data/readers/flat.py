@@ -84,7 +84,7 @@ def cut(
         if short:
             rows = ", ".join(map(str, short[:5])) + ", ..." * (len(short) > 5)
             raise DataError(
-                f"{path}: {len(short)} of {len(bounds)} episodes have a single row (rows {rows}), which is no transition "
+                f"{path}: {len(short)} of {len(bounds)} episodes have a single row (rows {rows}), no transition "
                 "without next_observations; expected at least 2 rows per episode"
             )
     return (_episode(columns, start, stop, f"{card.name}-{i:06d}") for i, (start, stop) in enumerate(bounds))
