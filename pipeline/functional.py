@@ -51,7 +51,7 @@ def reverse_gradient(x: Tensor) -> Tensor:
 def log_mean_exp(x: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """Log E[exp x] over the last axis (..., N) -> (...), with normalised log weights (N,) or (..., N) if given."""
     if log_weight is None:
-        return torch.logsumexp(x, -1) - torch.log(torch.tensor(float(x.shape[-1]), device=x.device))
+        return torch.logsumexp(x, -1) - math.log(x.shape[-1])
     return torch.logsumexp(x + log_weight, -1)
 
 
@@ -86,9 +86,7 @@ def dual_objective(
     if bellman_replay is None:
         return linear + log_mean_exp(bellman_expert)
     n, m = bellman_expert.shape[-1], bellman_replay.shape[-1]
-    weights = torch.cat([torch.full((n,), (1.0 - replay_ratio) / n), torch.full((m,), replay_ratio / m)]).to(
-        bellman_expert
-    )
+    weights = torch.cat([initial.new_full((n,), (1.0 - replay_ratio) / n), initial.new_full((m,), replay_ratio / m)])
     nonlinear = log_mean_exp(torch.cat([bellman_expert, bellman_replay], -1), weights.log())
     return linear + nonlinear - replay_ratio * bellman_replay.mean(-1)
 
