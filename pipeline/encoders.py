@@ -90,7 +90,8 @@ class DynamicsEncoder(nn.Module):
     """phi(s, a) and mu(s') with P(s'|s, a) = <phi(s, a), mu(s')> p_n(s').
 
     Both networks are perceptrons scaled by 1/sqrt(feature_dim), with linear outputs, or softplus where ``positive``; the
-    last layer of phi has no bias. With ``absorbing`` they read observations with the absorbing bit appended; a missing bit is taken as 0.
+    last layer of phi has no bias. With ``absorbing`` they read observations with the absorbing bit appended; a missing
+    bit is taken as 0.
     """
 
     def __init__(self, architecture: DynamicsArchitecture) -> None:
@@ -103,10 +104,14 @@ class DynamicsEncoder(nn.Module):
         self.mu_network = MLP((a.replicas,), (inputs, *a.hidden, a.feature_dim))
         self.scale = a.feature_dim**-0.5
 
-    def _observation(self, observations: Tensor) -> Tensor:
+    def with_bit(self, observations: Tensor) -> Tensor:
+        """Observations as the normaliser reads them: (..., obs_dim), with the absorbing bit appended if there is one."""
         if self.architecture.absorbing and observations.shape[-1] == self.architecture.observation_dim:
             observations = nn.functional.pad(observations, (0, 1))
-        return self.normaliser(observations)  # type: ignore[no-any-return]
+        return observations
+
+    def _observation(self, observations: Tensor) -> Tensor:
+        return self.normaliser(self.with_bit(observations))  # type: ignore[no-any-return]
 
     def _output(self, x: Tensor) -> Tensor:
         return (nn.functional.softplus(x) if self.architecture.positive else x) * self.scale

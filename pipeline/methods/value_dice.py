@@ -99,7 +99,7 @@ class RepresentationCritic(nn.Module):
         occupancy_ratio = (
             nn.functional.softplus(self.encoder.mu(observations) @ self.theta).squeeze(-1) + 1 - self.gamma
         )
-        return self.f(observations, actions) + linear - occupancy_ratio.log()  # type: ignore[no-any-return]
+        return self.f(self.encoder.with_bit(observations), actions) + linear - occupancy_ratio.log()  # type: ignore[no-any-return]
 
 
 class TanhGaussianActor(nn.Module):
