@@ -162,17 +162,17 @@ def relabel(
     space = intent if c.space == "intent" else observation_space(dataset, device, standardise=c.space == "standardised")
     if space is None:
         raise ValueError(f"{where}.space: intent needs an intent encoder")
-    solver = _Solver(c, space, demonstrations.episodes, device)
-    rewards: dict[str, np.ndarray] = {}
-    for chunk in _progress(solver.chunks(dataset.episodes), len(dataset.episodes), f"relabel/{name}"):
-        try:
+    try:
+        solver = _Solver(c, space, demonstrations.episodes, device)
+        rewards: dict[str, np.ndarray] = {}
+        for chunk in _progress(solver.chunks(dataset.episodes), len(dataset.episodes), f"relabel/{name}"):
             rewards.update(solver.rewards(chunk))
-        except ValueError as error:
-            ids = ", ".join(episode.id for episode in chunk)
-            raise ValueError(f"{where}: {dataset.name}: episodes {ids}: {error}") from error
+        example = solver.example(dataset.episodes, rewards)
+    except ValueError as error:
+        raise ValueError(f"{where}: {dataset.name} against {demonstrations.name}: {error}") from error
     rewards = {episode.id: rewards[episode.id] for episode in dataset.episodes}
     metrics = {**solver.metrics(), **agreement(dataset, rewards)}
-    return Relabelling(rewards, _returns(dataset, rewards), solver.example(dataset.episodes, rewards), metrics)
+    return Relabelling(rewards, _returns(dataset, rewards), example, metrics)
 
 
 class _Solver:
@@ -184,13 +184,20 @@ class _Solver:
         self.config, self.device = c, device
         self.embed = space.embed
         self.calibration = space.calibration.to(device)
+        if not (self.calibration.isfinite() & (self.calibration > 0)).all():
+            raise ValueError(
+                f"space {c.space}: found the calibration {self.calibration.tolist()}, expected positive numbers"
+            )
         self.experts = experts
         self.embedded_experts = [self._embed(expert) for expert in experts]
         self.replicas = len(self.embedded_experts[0])
         self.totals: dict[str, list[Tensor]] = {"marginal_error": [], "iterations": [], "dropped_mass": []}
 
     def _embed(self, episode: Episode) -> Tensor:
-        return self.embed(torch.from_numpy(episode.current).to(self.device))
+        points = self.embed(torch.from_numpy(episode.current).to(self.device))
+        if not points.isfinite().all():
+            raise ValueError(f"episode {episode.id}: its points in space {self.config.space} are not finite")
+        return points
 
     def label(self, points: Sequence[Tensor], expert: int) -> Labels:
         """Label episodes of points (R, T, d) against one expert: problems (E * R), replicas together."""

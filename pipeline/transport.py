@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 LOWEST_EXPONENT = -60.0
-LARGEST_LOG_SCALING = 15.0
+LARGEST_SCALING = math.exp(15.0)
 CHECK_EVERY = 10
 """Iterations between two looks at the marginal error."""
 
@@ -174,7 +174,7 @@ class _Problems:
         """Give ``side`` the scaling that meets its masses."""
         scaling = self._exact_scaling(side)
         low, high = scaling.aminmax()
-        if low < math.exp(-LARGEST_LOG_SCALING) or high > math.exp(LARGEST_LOG_SCALING):
+        if not 1.0 / LARGEST_SCALING <= low.item() <= high.item() <= LARGEST_SCALING:
             self._build(side)
             scaling = self._exact_scaling(side)
         self.scaling[side] = scaling
