@@ -91,13 +91,22 @@ def pretrain_intent(
 
 @torch.no_grad()
 def step_calibration(encoder: IntentEncoder, episodes: list[Episode]) -> Tensor:
-    """The scale (R,) that makes the squared distance of one step 1 on average over the episodes' transitions."""
+    """The scale (R,) that makes the squared distance of one step 1 on average over the episodes' transitions.
+
+    Raises:
+        ValueError: if psi of a replica does not change over any step, which leaves the scale undefined.
+    """
     total, count = torch.zeros(encoder.architecture.replicas, dtype=torch.float64), 0
     for episode in episodes:
         now = encoder.embed(torch.from_numpy(episode.current)[None])
         following = encoder.embed(torch.from_numpy(episode.successors)[None])
         total += (following - now).square().sum(-1).double().sum(-1)
         count += episode.length
+    if not (total > 0).all():
+        constant = (total <= 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"pretrain_intent: psi of replica {constant} is the same for a state and the next, all over the data"
+        )
     return (count / total).float()
 
 
