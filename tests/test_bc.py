@@ -1,0 +1,89 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dynarep.pipeline.methods.bc import BC, BCConfig
+
+torch.set_num_threads(1)
+
+LOW, HIGH = (-2.0, 0.0), (2.0, 10.0)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def demonstrations(batch: int, noise: float) -> SimpleNamespace:
+    """A linear expert within the bounds, on states far from the unit scale."""
+    s = torch.tensor([100.0, -3.0, 0.0]) + torch.tensor([10.0, 1.0, 0.1]) * (2 * torch.rand(2, batch, 3) - 1)
+    x = (s - torch.tensor([100.0, -3.0, 0.0])) / torch.tensor([10.0, 1.0, 0.1])
+    mean = torch.stack([0.6 * x[..., 0] - 0.4 * x[..., 1], 5 + 2 * x[..., 2] - x[..., 0]], -1)
+    return SimpleNamespace(observations=s, actions=mean + noise * torch.randn_like(mean), mean=mean)
+
+
+def test_a_linear_expert_is_recovered_with_its_noise() -> None:
+    config = BCConfig(hidden=(32, 32), learning_rate=1e-2)
+    learner = BC(config, 2, torch.tensor([100.0, -3.0, 0.0]), torch.tensor([5.8, 0.58, 0.058]), LOW, HIGH)
+    optimizer = torch.optim.Adam([p for group in learner.parameter_groups() for p in group["params"]], lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
+    for _ in range(800):
+        optimizer.zero_grad()
+        learner.losses(demonstrations(128, 0.1)).loss.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    test = demonstrations(500, 0.0)
+    error = (learner.export().act(test.observations) - test.mean).square().mean((1, 2))
+    assert (error < 2e-3).all()
+    torch.testing.assert_close(learner.log_std.exp(), torch.full((2, 1, 2), 0.1), atol=0.02, rtol=0)
+
+
+def test_loss_is_the_negative_log_likelihood() -> None:
+    learner = BC(BCConfig(hidden=(8,)), 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH)
+    torch.nn.init.normal_(learner.log_std)
+    batch = SimpleNamespace(observations=torch.randn(2, 6, 3), actions=torch.randn(2, 6, 2))
+    result = learner.losses(batch)
+    mean = learner.policy.act(batch.observations)
+    density = torch.distributions.Normal(mean, learner.log_std.exp().expand_as(mean))
+    torch.testing.assert_close(result.loss, -density.log_prob(batch.actions).sum(2).mean(1))
+    torch.testing.assert_close(result.metrics["squared_error"], (mean - batch.actions).square().mean((1, 2)).detach())
+    assert not result.metrics["squared_error"].requires_grad
+
+
+def test_the_spread_stays_within_its_bounds() -> None:
+    learner = BC(BCConfig(hidden=(8,)), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+    batch = SimpleNamespace(observations=torch.randn(1, 6, 3), actions=torch.randn(1, 6, 2))
+    losses = []
+    for value in (-5.0, -9.0, 2.0, 7.0):
+        torch.nn.init.constant_(learner.log_std, value)
+        losses.append(learner.losses(batch).loss)
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[2], losses[3])
+    assert not torch.equal(losses[0], losses[2])
+
+
+def test_dropout_of_the_observation() -> None:
+    batch = SimpleNamespace(observations=torch.randn(1, 6, 3), actions=torch.randn(1, 6, 2))
+    for dropout, same in ((0.0, True), (0.5, False)):
+        learner = BC(BCConfig(hidden=(8,), dropout=dropout), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+        torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
+        assert torch.equal(learner.losses(batch).loss, learner.losses(batch).loss) == same
+        assert torch.equal(learner.export().act(batch.observations), learner.export().act(batch.observations))
+
+
+def test_everything_is_trained_with_cosine_decay() -> None:
+    learner = BC(BCConfig(hidden=(8,), learning_rate=0.02), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+    (group,) = learner.parameter_groups()
+    assert group["lr"] == 0.02
+    assert {id(p) for p in group["params"]} == {id(p) for p in learner.parameters()}
+    assert group["cosine"] is True
+
+
+def test_export_is_a_copy() -> None:
+    learner = BC(BCConfig(hidden=(8,)), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+    torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
+    policy, s = learner.export(), torch.randn(1, 4, 3)
+    before = policy.act(s)
+    torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
+    assert torch.equal(policy.act(s), before)
