@@ -218,6 +218,12 @@ class _Progress(pl.Callback):
             print(f"{self.title}: {pl_module.updates:,}/{self.total:,}  {status}", file=sys.stderr, flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if getattr(self, "bar", None) is not None:
             self.bar.stop()
 
@@ -277,6 +283,7 @@ def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: 
 
     Raises:
         NonFiniteLossError: if a loss or metric is not finite.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; the message says at which update.
     """
     name, output, checkpoints, seed = run.name, run.output, run.checkpoints, run.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -301,9 +308,12 @@ def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: 
             enable_model_summary=False,
             log_every_n_steps=1,
         )
-        trainer.fit(module, DataLoader(torch.zeros(1, 1)), ckpt_path=resume, weights_only=True)  # type: ignore[arg-type]
-    if module.updates < training.updates:
-        raise KeyboardInterrupt(f"{name}: stopped at update {module.updates} of {training.updates}")
+        # A generator of its own, because a loader draws a number per epoch from the global one otherwise.
+        chunks: DataLoader[Tensor] = DataLoader(torch.zeros(1, 1), generator=torch.Generator())  # type: ignore[arg-type]
+        try:
+            trainer.fit(module, chunks, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # Lightning's answer to Ctrl-C and SIGTERM
+            raise KeyboardInterrupt(f"at update {module.updates} of {training.updates} of {name}") from None
     learner.cpu().eval()
     write_table(output / "curves.tsv", module.curve)
     path.unlink(missing_ok=True)
