@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynarep.pipeline.encoders import ARTIFACT_TYPES, DynamicsEncoder, IntentEncoder, Policy
 from dynarep.pipeline.params import ParamsError, validate
@@ -43,11 +43,12 @@ def provenance(project: Path | None = None) -> dict[str, Any]:
     return {"version": package_metadata.version("dynarep"), "revision": revision, "torch": torch.__version__}
 
 
-def example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
+def example_inputs(model: IntentEncoder | DynamicsEncoder | Policy) -> tuple[Tensor, ...]:
     """Two rows of zeros for each argument of ``model.forward``."""
-    a = model.architecture
-    observation = torch.zeros(2, a.observation_dim)
-    return (observation, torch.zeros(2, a.action_dim)) if isinstance(model, DynamicsEncoder) else (observation,)
+    observation = torch.zeros(2, model.architecture.observation_dim)
+    if isinstance(model, DynamicsEncoder):
+        return observation, torch.zeros(2, model.architecture.action_dim)
+    return (observation,)
 
 
 def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy, metadata: dict[str, Any]) -> None:
@@ -59,14 +60,15 @@ def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy,
     model = model.cpu().eval().requires_grad_(False)
     kind = type(model).__name__
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    config = {"schema_version": SCHEMA_VERSION, "type": kind, "architecture": dataclasses.asdict(model.architecture)}
+    architecture = dataclasses.asdict(model.architecture)
+    config = {"schema_version": SCHEMA_VERSION, "type": kind, "architecture": architecture}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")
     inputs = example_inputs(model)
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
     torch.export.save(program, folder / "model.pt2")
-    (folder / "README.md").write_text(_readme(kind, config["architecture"], metadata))
+    (folder / "README.md").write_text(_readme(kind, architecture, metadata))
 
 
 def _readme(kind: str, architecture: dict[str, Any], metadata: dict[str, Any]) -> str:
@@ -103,7 +105,7 @@ def load_artifact(folder: Path, *, observation_dim: int | None = None) -> Intent
         observation_dim: what the caller will feed; refused here, by name, if the model was made for another size.
 
     Raises:
-        ArtifactError: if a file is missing or damaged, the schema is newer, a key is unknown, a weight or the
+        ArtifactError: if a file is missing or damaged, the schema is newer, a key is unknown or missing, a weight or the
             normaliser is missing, or ``observation_dim`` differs.
     """
     config_path, weights_path = folder / "config.json", folder / "model.safetensors"
@@ -113,15 +115,18 @@ def load_artifact(folder: Path, *, observation_dim: int | None = None) -> Intent
         raise ArtifactError(f"{config_path}: no such file; expected an artifact folder with config.json") from None
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{config_path}: not valid JSON: {error}") from None
-    unknown = set(config) - {"schema_version", "type", "architecture"}
-    if unknown:
-        raise ArtifactError(f"{config_path}: unknown keys {sorted(unknown)}")
-    if config.get("schema_version", 0) > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{config_path}: schema_version is {config['schema_version']}, this version reads up to {SCHEMA_VERSION}"
-        )
-    if config.get("type") not in ARTIFACT_TYPES:
-        raise ArtifactError(f"{config_path}: type is {config.get('type')!r}, expected one of {sorted(ARTIFACT_TYPES)}")
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{config_path}: found {type(config).__name__}, expected a mapping")
+    keys = {"schema_version", "type", "architecture"}
+    if keys - set(config):
+        raise ArtifactError(f"{config_path}: missing keys {sorted(keys - set(config))}")
+    version = config["schema_version"]
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        raise ArtifactError(f"{config_path}: schema_version is {version!r}, this version reads up to {SCHEMA_VERSION}")
+    if set(config) - keys:
+        raise ArtifactError(f"{config_path}: unknown keys {sorted(set(config) - keys)}")
+    if config["type"] not in list(ARTIFACT_TYPES):
+        raise ArtifactError(f"{config_path}: type is {config['type']!r}, expected one of {sorted(ARTIFACT_TYPES)}")
     model_class, architecture_class = ARTIFACT_TYPES[config["type"]]
     try:
         model: IntentEncoder | DynamicsEncoder | Policy = model_class(
