@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -103,6 +104,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that replaces it only if the block does not raise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():  # a process was killed between the two renames below
+        old.rename(path)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
@@ -124,7 +127,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON with a final newline; NaN is written as null."""
+    """Write indented JSON with a final newline; floats keep eight digits, those that are not finite become null."""
     path.write_text(json.dumps(_plain(value), indent=2) + "\n")
 
 
@@ -134,7 +137,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float):
-        return None if value != value or value in (float("inf"), float("-inf")) else round(value, 6)
+        return float(f"{value:.8g}") if math.isfinite(value) else None
     return value
 
 
