@@ -1,0 +1,214 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynarep.data.schema import DataError
+from dynarep.pipeline.params import ParamsError
+from dynarep.pipeline.report import ReportConfig
+from dynarep.pipeline.run import Stage, atomic_folder, stage_main, write_json
+from dynarep.stages import imitate, report
+
+
+class HaltError(Exception):
+    pass
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def fill(path: Path, text: str, error: BaseException | None = None) -> None:
+    with atomic_folder(path) as folder:
+        assert folder != path
+        assert folder.parent == path.parent  # the same file system
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text(text)
+        if error is not None:
+            raise error
+
+
+def test_a_folder_appears_and_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "artifact"
+    fill(path, "one")
+    assert contents(path) == {"sub/file": "one"}
+    (path / "stray").write_text("stray")
+    with atomic_folder(path) as folder:
+        (folder / "other").write_text("two")
+        assert contents(path) == {"stray": "stray", "sub/file": "one"}  # until the end
+    assert contents(path) == {"other": "two"}
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [HaltError(), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failure_keeps_what_was_there(tmp_path: Path, error: BaseException, existing: bool) -> None:
+    path = tmp_path / "artifact"
+    if existing:
+        fill(path, "one")
+    with pytest.raises(type(error)):
+        fill(path, "two", error)
+    assert contents(tmp_path) == ({"artifact/sub/file": "one"} if existing else {})
+    assert list(tmp_path.iterdir()) == ([path] if existing else [])
+
+
+def test_a_failure_at_the_exchange_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "artifact"
+    fill(path, "one")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == ".artifact.tmp":
+            raise OSError("disk")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="disk"):
+        fill(path, "two")
+    assert contents(tmp_path) == {"artifact/sub/file": "one"}
+
+
+def test_leftovers_of_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "artifact"
+    fill(path, "one")
+    (tmp_path / ".artifact.tmp").mkdir()
+    (tmp_path / ".artifact.tmp" / "half").write_text("half")
+    path.rename(tmp_path / ".artifact.old")  # killed between the two renames
+    with pytest.raises(HaltError):
+        fill(path, "two", HaltError())
+    assert contents(tmp_path) == {"artifact/sub/file": "one"}
+    (tmp_path / ".artifact.old").mkdir()  # killed before the last clean-up
+    (tmp_path / ".artifact.old" / "file").write_text("zero")
+    fill(path, "two")
+    assert contents(tmp_path) == {"artifact/sub/file": "two"}
+
+
+def test_write_json(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    values: dict[Any, Any] = {
+        "a": math.nan,
+        "b": [math.inf, -math.inf],
+        "c": 1 / 3,
+        "d": 3.2e-9,
+        "e": True,
+        5: (1, None),
+    }
+    write_json(path, values)
+    text = path.read_text()
+    assert text.endswith("}\n")
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    c = found.pop("c")
+    assert c == pytest.approx(1 / 3, rel=1e-6)
+    assert len(str(c)) <= 10
+    assert found == {"a": None, "b": [None, None], "d": 3.2e-9, "e": True, "5": [1, None]}
+
+
+def project(folder: Path, text: str = "seed: 3\nreplicas: 4\nreport: {title: hello}\n") -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_stage_knows_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    stage = Stage("report", Path("params.yaml"))
+    assert stage.project == tmp_path.resolve()
+    assert stage.artifacts == stage.project / "artifacts"
+    assert stage.config(ReportConfig) == ReportConfig(title="hello")
+    run = stage.run(tmp_path)
+    assert (run.name, run.seed, run.replicas, run.output) == ("report", 3, 4, tmp_path)
+    assert run.checkpoints == stage.project / ".dynarep" / "checkpoints"
+    assert Stage("report", Path("params.yaml"), smoke=True).run(tmp_path).replicas == 2
+    with stage.output() as folder:
+        (folder / "file").write_text("text")
+    assert contents(stage.artifacts) == {"report/file": "text"}
+    facts = stage.provenance()
+    assert facts["stage"] == "report"
+    assert facts["params"] == {"seed": 3, "replicas": 4, "report": {"title": "hello"}}
+    assert {"version", "revision", "torch", "datasets", "path"} <= set(facts)
+
+
+@pytest.mark.parametrize(("text", "key"), [("seed: -1", "seed"), ("replicas: 0", "replicas"), ("seed: x", "seed")])
+def test_seed_and_replicas_are_checked(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(ParamsError, match=rf"params\.yaml\.{key}: found"):
+        Stage("report", project(tmp_path, text)).run_config()
+
+
+def call(name: str, error: BaseException | None, *arguments: str) -> list[Stage]:
+    seen = []
+
+    def main(stage: Stage) -> None:
+        seen.append(stage)
+        if error is not None:
+            raise error
+
+    stage_main(name, main, list(arguments))
+    return seen
+
+
+def test_flags() -> None:
+    assert call("imitate", None) == [Stage("imitate", Path("params.yaml"), False)]
+    arguments = ("--params", "elsewhere/p.yaml", "--stage", "imitate_b", "--smoke")
+    assert call("imitate", None, *arguments) == [Stage("imitate_b", Path("elsewhere/p.yaml"), True)]
+    with pytest.raises(SystemExit) as stop:
+        call("imitate", None, "--learning-rate", "1")
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DataError("found this"), ParamsError("found this"), FloatingPointError("found this"), OSError("found this")],
+)
+def test_known_errors_are_one_line(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call("imitate", error)
+    assert stop.value.code == 1
+    assert capsys.readouterr() == ("", "error: imitate: found this\n")
+
+
+def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYNAREP_TRACEBACK", "1")
+    with pytest.raises(DataError):
+        call("imitate", DataError("found this"))
+
+
+def test_unknown_errors_keep_their_traceback() -> None:
+    with pytest.raises(HaltError):
+        call("imitate", HaltError())
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call("imitate", KeyboardInterrupt("at update 3 of 9 of imitate/bc"))
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "imitate: stopped at update 3 of 9 of imitate/bc\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (None, "params.yaml: no such file"),
+        ("seed: 0", "params.yaml: no section 'imitate'; found seed"),
+        ("imitate: {demonstrations: d, dataset: a, policies: {}}", "artifacts/shards/d"),
+    ],
+)
+def test_a_real_stage_fails_in_one_line(
+    tmp_path: Path, text: str | None, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "params.yaml" if text is None else project(tmp_path, text)
+    with pytest.raises(SystemExit) as stop:
+        stage_main("imitate", imitate.main, ["--params", str(path)])
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: imitate: {tmp_path}")
+    assert found in line
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_stage_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):  # there is nothing to report
+        stage_main("report", report.main, ["--params", str(project(tmp_path))])
+    assert list((tmp_path / "artifacts").iterdir()) == []
