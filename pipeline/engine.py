@@ -42,12 +42,12 @@ class TrainingConfig:
     """How long and in what portions to train; what is learned is configured with the method."""
 
     updates: int = Field(gt=0)
-    batch_size: int = Field(256, gt=0)
-    updates_per_chunk: int = Field(250, gt=0)
+    batch_size: int = Field(default=256, gt=0)
+    updates_per_chunk: int = Field(default=250, gt=0)
     """Updates per Lightning step: metrics are read, logged and checked once per chunk."""
-    checkpoint_every: int = Field(5000, gt=0)
+    checkpoint_every: int = Field(default=5000, gt=0)
     """Updates between checkpoints for resuming, rounded up to whole chunks."""
-    gradient_clip: float | None = Field(None, gt=0)
+    gradient_clip: float | None = Field(default=None, gt=0)
     """Largest gradient norm of one replica."""
 
     def smoke(self) -> TrainingConfig:

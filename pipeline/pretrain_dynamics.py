@@ -36,7 +36,7 @@ class PretrainDynamicsConfig:
     noise: NoiseConfig
     absorbing: bool = False
     """Append ValueDICE's absorbing-state bit and lead terminated episodes into the absorbing state."""
-    held_out: float = Field(0.1, gt=0, lt=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of episodes kept for the metrics."""
     method: DynamicsConfig
     training: TrainingConfig

@@ -28,7 +28,7 @@ class PretrainIntentConfig:
     """Section ``pretrain_intent``."""
 
     dataset: str
-    held_out: float = Field(0.1, gt=0, lt=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of episodes kept for the metrics."""
     method: ICVFConfig
     training: TrainingConfig

@@ -27,8 +27,8 @@ T = TypeVar("T")
 class RunConfig:
     """The two values at the top of ``params.yaml`` that all stages share."""
 
-    seed: int = Field(0, ge=0)
-    replicas: int = Field(1, gt=0)
+    seed: int = Field(default=0, ge=0)
+    replicas: int = Field(default=1, gt=0)
     """Independent copies of everything that is trained; replica r of a stage builds on replica r of its encoder."""
 
 

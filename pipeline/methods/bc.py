@@ -23,8 +23,8 @@ class BCConfig:
     """Hyper-parameters of behaviour cloning."""
 
     hidden: tuple[int, ...] = (256, 256)
-    learning_rate: float = Field(3e-4, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the standardised observation."""
 
 

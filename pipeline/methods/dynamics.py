@@ -37,10 +37,10 @@ class DynamicsConfig:
 
     loss: Literal["quadratic", "ranking", "binary"] = "quadratic"
     hidden: tuple[int, ...] = (256, 256)
-    feature_dim: int = Field(256, gt=0)
+    feature_dim: int = Field(default=256, gt=0)
     """k, the width of phi and mu."""
-    learning_rate: float = Field(3e-4, gt=0)
-    normalisation_weight: float = Field(1.0, ge=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    normalisation_weight: float = Field(default=1.0, ge=0)
     """Weight of (log E_{p_n} r)^2 in the ranking loss, which alone leaves r's scale open."""
 
 

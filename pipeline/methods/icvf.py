@@ -38,17 +38,17 @@ class ICVFConfig:
     variant: Literal["icvf", "ailot"] = "icvf"
     hidden: tuple[int, ...] = (256,)
     """Widths before the output of phi, psi and T; AILOT's variant is published with (256, 256)."""
-    latent_dim: int = Field(256, gt=0)
+    latent_dim: int = Field(default=256, gt=0)
     """Width of phi, psi and T's outputs."""
     normalise: bool = True
-    gamma: float = Field(0.99, gt=0, lt=1)
-    expectile: float = Field(0.9, gt=0, lt=1)
-    target_rate: float = Field(0.005, gt=0, le=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    p_random: float = Field(0.3, ge=0, le=1)
-    p_trajectory: float = Field(0.5, ge=0, le=1)
-    p_current: float = Field(0.2, ge=0, le=1)
-    p_same: float = Field(0.5, ge=0, le=1)
+    gamma: float = Field(default=0.99, gt=0, lt=1)
+    expectile: float = Field(default=0.9, gt=0, lt=1)
+    target_rate: float = Field(default=0.005, gt=0, le=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    p_random: float = Field(default=0.3, ge=0, le=1)
+    p_trajectory: float = Field(default=0.5, ge=0, le=1)
+    p_current: float = Field(default=0.2, ge=0, le=1)
+    p_same: float = Field(default=0.5, ge=0, le=1)
     """Probability that the outcome is the intent's own goal."""
 
 

@@ -37,14 +37,14 @@ class IQLConfig:
 
     hidden: tuple[int, ...] = (256, 256)
     normalise: bool = True
-    gamma: float = Field(0.99, gt=0, lt=1)
-    expectile: float = Field(0.7, gt=0, lt=1)
-    temperature: float = Field(3.0, ge=0)
+    gamma: float = Field(default=0.99, gt=0, lt=1)
+    expectile: float = Field(default=0.7, gt=0, lt=1)
+    temperature: float = Field(default=3.0, ge=0)
     """beta, multiplies the advantage."""
-    max_weight: float = Field(100.0, gt=0)
-    target_rate: float = Field(0.005, gt=0, le=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    max_weight: float = Field(default=100.0, gt=0)
+    target_rate: float = Field(default=0.005, gt=0, le=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the actor's observation features; 0.1 is used for Adroit."""
 
 

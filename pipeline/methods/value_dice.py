@@ -41,14 +41,14 @@ class ValueDICEConfig:
     """Hyper-parameters of the dual game; the defaults are ValueDICE's."""
 
     hidden: tuple[int, ...] = (256, 256)
-    gamma: float = Field(0.99, gt=0, lt=1)
-    critic_rate: float = Field(1e-3, gt=0)
-    actor_rate: float = Field(1e-5, gt=0)
-    gradient_penalty: float = Field(10.0, ge=0)
-    orthogonality: float = Field(1e-4, ge=0)
-    replay_ratio: float = Field(0.0, ge=0, lt=1)
+    gamma: float = Field(default=0.99, gt=0, lt=1)
+    critic_rate: float = Field(default=1e-3, gt=0)
+    actor_rate: float = Field(default=1e-5, gt=0)
+    gradient_penalty: float = Field(default=10.0, ge=0)
+    orthogonality: float = Field(default=1e-4, ge=0)
+    replay_ratio: float = Field(default=0.0, ge=0, lt=1)
     """alpha: share of the arbitrary data in both occupancies; 0 leaves it out of the game."""
-    cloning_weight: float = Field(0.0, ge=0)
+    cloning_weight: float = Field(default=0.0, ge=0)
 
 
 @dataclass(frozen=True)
