@@ -83,7 +83,7 @@ class IntentEncoder(nn.Module):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Calibrated squared distance in steps between observations (B, obs_dim) and (B, obs_dim): (B,)."""
-        return (self(a) - self(b)).square().sum(-1) * self.calibration[0]
+        return (self(a) - self(b)).square().sum(-1) * self.calibration[0]  # type: ignore[no-any-return]
 
 
 class DynamicsEncoder(nn.Module):
@@ -114,7 +114,7 @@ class DynamicsEncoder(nn.Module):
         return self.normaliser(self.with_bit(observations))  # type: ignore[no-any-return]
 
     def _output(self, x: Tensor) -> Tensor:
-        return (nn.functional.softplus(x) if self.architecture.positive else x) * self.scale
+        return (nn.functional.softplus(x) if self.architecture.positive else x) * self.scale  # type: ignore[no-any-return]
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
         """phi(s, a) of (R or 1, B, obs_dim), (R or 1, B, act_dim) for every replica, (R, B, feature_dim)."""
@@ -130,7 +130,7 @@ class DynamicsEncoder(nn.Module):
 
     def ratio(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
         """P(s'|s, a) / p_n(s') of the first replica for B triples: (B,)."""
-        return (self(observation, action) * self.mu(next_observation[None])[0]).sum(-1)
+        return (self(observation, action) * self.mu(next_observation[None])[0]).sum(-1)  # type: ignore[no-any-return]
 
 
 class Policy(nn.Module):

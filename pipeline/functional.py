@@ -39,13 +39,13 @@ class _ReverseGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return -gradient
 
 
 def reverse_gradient(x: Tensor) -> Tensor:
     """The identity whose gradient is negated, so that one backward pass descends in Q and ascends in the policy."""
-    return _ReverseGradient.apply(x)  # type: ignore[no-any-return]
+    return _ReverseGradient.apply(x)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def log_mean_exp(x: Tensor, log_weight: Tensor | None = None) -> Tensor:
@@ -104,7 +104,7 @@ def gradient_penalty(critic: Callable[[Tensor, Tensor], Tensor], observations: T
     """
     observations, actions = observations.detach().requires_grad_(), actions.detach().requires_grad_()
     gradients = torch.autograd.grad(critic(observations, actions).sum(), (observations, actions), create_graph=True)
-    norm = torch.cat(gradients, -1).norm(dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(torch.cat(gradients, -1), dim=-1)
     return (norm - 1.0).square().mean(-1)
 
 

@@ -105,9 +105,8 @@ class Dynamics(nn.Module):
     def losses(self, batch: ContrastiveBatch) -> Losses:
         """The chosen contrastive loss."""
         phi = self.encoder.phi(batch.observations, batch.actions)
-        mu, mu_noise = self.encoder.mu(torch.cat([batch.next_observations, batch.noise], 1)).split(
-            [batch.next_observations.shape[1], batch.noise.shape[1]], 1
-        )
+        states = torch.cat([batch.next_observations, batch.noise], 1)
+        mu, mu_noise = self.encoder.mu(states).tensor_split([batch.next_observations.shape[1]], 1)
         positive, negative = (phi * mu).sum(-1), phi @ mu_noise.mT
         if self.config.loss == "quadratic":
             loss = quadratic_loss(positive, negative)
@@ -141,7 +140,8 @@ def retrieval_accuracy(phi: Tensor, mu_next: Tensor, negatives: int) -> Tensor:
     count = phi.shape[1]
     offsets = torch.arange(negatives + 1, device=phi.device)
     best = []
-    for rows in torch.arange(count, device=phi.device).split(1024):
+    for start in range(0, count, 1024):
+        rows = torch.arange(start, min(start + 1024, count), device=phi.device)
         candidates = (rows[:, None] + offsets) % count
         scores = torch.einsum("rbk,rbnk->rbn", phi[:, rows], mu_next[:, candidates])
         best.append(scores[..., 0] > scores[..., 1:].amax(-1))

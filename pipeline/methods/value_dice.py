@@ -139,11 +139,9 @@ class TanhGaussianActor(nn.Module):
 
 def orthogonality(actor: MLP) -> Tensor:
     """Sum over layers of the squared off-diagonal entries of W^T W (columns are output units): (R,)."""
-    total = torch.zeros((), device=actor.layers[0].weight.device)
-    for layer in actor.layers:
-        gram = layer.weight.mT @ layer.weight
-        total = total + (gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1))).square().sum((-1, -2))
-    return total
+    grams = [weight.mT @ weight for name, weight in actor.named_parameters() if name.endswith("weight")]
+    off_diagonal = [gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)) for gram in grams]
+    return torch.stack([entries.square().sum((-1, -2)) for entries in off_diagonal]).sum(0)
 
 
 class ValueDICE(nn.Module):
