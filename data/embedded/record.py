@@ -31,9 +31,9 @@ CLASSES = {"weak": (150.0, 800.0), "medium": (800.0, 2200.0), "strong": (2600.0,
 RECIPES: dict[str, list[tuple[str, int, float]]] = {
     "hopper-arbitrary": [
         ("random", 5_000, 0.0),
-        ("weak", 14_000, 0.3),
-        ("medium", 27_000, 0.5),
-        ("strong", 20_000, 0.8),
+        ("weak", 15_000, 0.3),
+        ("medium", 31_000, 0.5),
+        ("strong", 33_000, 0.6),
     ],
     "hopper-expert": [("expert", 5_000, 0.0)],
 }
