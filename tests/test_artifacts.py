@@ -273,7 +273,7 @@ def test_observations_of_another_size(folder: Path) -> None:
 def test_an_artifact_of_another_kind(folder: Path) -> None:
     for load, name in ((load_policy, "Policy"), (load_dynamics_encoder, "DynamicsEncoder")):
         with pytest.raises(ArtifactError, match=f"config.json: type is IntentEncoder, expected {name}"):
-            load(folder)  # type: ignore[operator]
+            load(folder)
 
 
 def test_provenance(tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ SECTIONS: dict[str, type] = {
 
 @config
 class Optimiser:
-    rate: float = Field(1e-3, gt=0)
+    rate: float = Field(default=1e-3, gt=0)
     widths: tuple[int, ...] = (8, 8)
 
 
 @config
 class Cat:
     kind: Literal["cat"]
-    lives: int = Field(9, le=9)
+    lives: int = Field(default=9, le=9)
 
 
 @config

@@ -220,7 +220,7 @@ def transitions(batch: int = 6, replicas: int = 2) -> Transitions:
 
 
 def learner(model: DynamicsEncoder | None = None, **values: float) -> ValueDICE:
-    config = ValueDICEConfig(hidden=(16,), gamma=GAMMA, **values)  # type: ignore[arg-type]
+    config = ValueDICEConfig(hidden=(16,), gamma=GAMMA, **values)
     return ValueDICE(config, 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH, model)
 
 
@@ -284,9 +284,9 @@ def test_regularisers_are_added_with_their_weights() -> None:
     noise = torch.randn(2, 12, 2)
     u = torch.rand(2, 6, 1)
     assert noise.shape[1] == 2 * batch.expert.observations.shape[1]
-    mixed = ((1 - u) * batch.expert.observations + u * batch.replay.observations,)
-    mixed += ((1 - u) * batch.expert.actions + u * batch.replay.actions,)
-    penalty = gradient_penalty(dice.critic, *mixed)
+    observations = (1 - u) * batch.expert.observations + u * batch.replay.observations
+    actions = (1 - u) * batch.expert.actions + u * batch.replay.actions
+    penalty = gradient_penalty(dice.critic, observations, actions)
     error = (dice.actor.mode(batch.expert.observations) - batch.expert.actions).square().mean((1, 2))
     expected = result.metrics["objective"] + 10 * penalty + 0.5 * orthogonality(dice.actor.network) + 3 * error
     torch.testing.assert_close(result.loss, expected)
