@@ -20,6 +20,7 @@ from dynarep.pipeline.engine import (
     clip_gradients,
     run_key,
     train,
+    training_device,
     write_table,
 )
 from dynarep.pipeline.functional import Losses, polyak
@@ -132,10 +133,11 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, 
 
 
 def test_the_engine_is_the_plain_loop(uninterrupted: tuple[nn.Module, Any]) -> None:
-    learner = Regression()
+    device = training_device()
+    learner = Regression().to(device)
     first, second = learner.parameter_groups()
     optimizer = torch.optim.Adam([first, {k: second[k] for k in ("params", "lr")}], fused=True)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     torch.manual_seed(0)
     losses = []
     for update in range(24):
@@ -146,7 +148,7 @@ def test_the_engine_is_the_plain_loop(uninterrupted: tuple[nn.Module, Any]) -> N
         optimizer.step()
         learner.after_update()
         losses.append(loss.mean().item())
-    assert same(learner, uninterrupted[0])
+    assert same(learner.cpu(), uninterrupted[0])
     assert [row["update"] for row in uninterrupted[1]] == [4, 8, 12, 16, 20, 24]
     means = [sum(losses[i : i + 4]) / 4 for i in range(0, 24, 4)]
     assert [row["loss"] for row in uninterrupted[1]] == pytest.approx(means, rel=1e-5)
@@ -249,6 +251,8 @@ def stopped(folder: Path, key: str = "key") -> None:
 
 def test_another_key_starts_anew(tmp_path: Path, uninterrupted: tuple[nn.Module, list[dict[str, float]]]) -> None:
     stopped(tmp_path, "another")
+    with pytest.raises(InterruptionError):  # of 24 draws; resumed at 8 it would need but 16
+        fit(tmp_path, sample=failing(23, InterruptionError()))
     learner = fit(tmp_path)
     assert same(learner, uninterrupted[0])
     assert learned(tmp_path) == uninterrupted[1]
@@ -286,7 +290,7 @@ class Breaking(Regression):
     def losses(self, x: Tensor) -> Losses:
         result = super().losses(x)
         self.count += 1
-        broken = torch.tensor([0.0, self.value if self.count == self.at else 0.0])
+        broken = torch.tensor([0.0, self.value if self.count == self.at else 0.0], device=x.device)
         if self.what == "loss":
             return Losses(result.loss + broken, result.metrics)
         return Losses(result.loss, {**result.metrics, self.what: broken})
