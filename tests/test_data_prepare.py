@@ -19,7 +19,7 @@ from dynarep.data.schema import DataError
 from dynarep.data.shards import Dataset, load_dataset
 from dynarep.stages import prepare as stage
 
-ROOT = Path(stage.__file__).parents[1]
+ROOT = Path(__file__).parents[1]
 
 
 class Project:

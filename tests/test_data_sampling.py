@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynarep.data.resident import TransitionTable
+from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import goal_and_intent, goals, uniform
 from dynarep.data.schema import DataError, Episode
+from dynarep.data.shards import load_dataset, write_dataset
 
 Make = Callable[..., Episode]
 MIXTURE = {"p_random": 0.3, "p_trajectory": 0.5, "p_current": 0.2}
@@ -108,6 +110,18 @@ def test_a_table_refuses_what_does_not_fit(make_episode: Make) -> None:
         TransitionTable.from_episodes(episodes, rewards={"e-0": np.zeros(2), "e-1": np.zeros(2)})
     with pytest.raises(DataError, match="finite"):
         TransitionTable.from_episodes(episodes, rewards={"e-0": np.zeros(2), "e-1": np.array([0, np.nan, 0])})
+
+
+def test_moments_leave_the_absorbing_bit_as_it_is(make_episode: Make, tmp_path: Path) -> None:
+    episodes = several(make_episode, [4, 5])
+    write_dataset(tmp_path / "e", "e", episodes, provenance={}, env=None, bounds=((-1, -1), (1, 1)))
+    states = TransitionTable.from_episodes(episodes).packed[:, :3]
+    mean, std = observation_moments(load_dataset(tmp_path / "e"))
+    torch.testing.assert_close(mean, states.mean(0))
+    torch.testing.assert_close(std, states.std(0, correction=0))
+    mean, std = observation_moments(load_dataset(tmp_path / "e"), absorbing=True)
+    assert (mean[3], std[3]) == (0.0, 1.0)
+    assert len(mean) == len(std) == 4
 
 
 @given(

@@ -181,6 +181,25 @@ def test_what_was_written_survives_a_failed_rewrite(make_episode: Make, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["robot"]
 
 
+def test_what_was_written_survives_a_failed_exchange(
+    make_episode: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes = several(make_episode, [3, 4])
+    before = write(tmp_path / "robot", episodes)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == ".robot.new":
+            raise OSError("disk full")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path / "robot", episodes[:1])
+    assert load_dataset(tmp_path / "robot").fingerprint == before.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["robot"]
+
+
 def test_a_rewrite_recovers_from_a_kill_at_any_point(make_episode: Make, tmp_path: Path) -> None:
     episodes = several(make_episode, [3, 4])
     write(tmp_path / "robot", episodes)
