@@ -106,7 +106,7 @@ def load_policy(path: Path) -> Policy:
 
     def act(observation: np.ndarray) -> np.ndarray:
         standardised = np.clip((observation - statistics.mean) / scale, -10.0, 10.0).astype(np.float32)
-        return np.clip(model.predict(standardised, deterministic=True)[0], -1.0, 1.0).astype(np.float32)
+        return np.asarray(np.clip(model.predict(standardised, deterministic=True)[0], -1.0, 1.0), np.float32)
 
     return act
 
@@ -156,7 +156,7 @@ def record(folder: Path, out: Path, seed: int = 0) -> None:
                 policy = None if label == "random" else policies[classes[label][rng.integers(len(classes[label]))]]
                 episodes.append(episode(env, policy, rng.uniform(0.0, noise), rng, min(remaining, 1000)))
                 remaining -= len(episodes[-1]["rewards"])
-        rng.shuffle(episodes)  # type: ignore[arg-type]
+        rng.shuffle(episodes)
         with h5py.File(out / f"{file_name}.hdf5", "w") as file:
             for name in COLUMNS:
                 column = np.concatenate([e[name] for e in episodes])
