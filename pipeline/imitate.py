@@ -85,7 +85,7 @@ def imitate(
         def sample(generator: torch.Generator) -> Any:
             return table.gather(uniform(len(table), shape, generator, device))
 
-        key, metric = run_key(run, c, source.fingerprint), "squared_error"
+        key, metric = run_key(run, c, source.fingerprint, arbitrary.fingerprint), "squared_error"
     else:
         prepare = with_absorbing_states if c.absorbing else list
         expert = TransitionTable.from_episodes(prepare(demonstrations.episodes), device=device)
