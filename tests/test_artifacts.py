@@ -58,7 +58,12 @@ def make(kind: str) -> Model:
     else:
         model = Policy(
             PolicyArchitecture(
-                replicas=2, observation_dim=3, action_low=(-1.0, 0.0), action_high=(1.0, 5.0), hidden=(8,)
+                replicas=2,
+                observation_dim=3,
+                action_low=(-1.0, 0.0),
+                action_high=(1.0, 5.0),
+                hidden=(8,),
+                absorbing=True,
             )
         )
         nn.init.normal_(model.network.layers[-1].weight)

@@ -312,13 +312,32 @@ def test_frozen_encoder() -> None:
     assert dice.critic.theta.all()
 
 
-def test_an_encoder_with_absorbing_bit_can_be_imitated_with() -> None:
+@pytest.mark.parametrize("with_encoder", [False, True])
+def test_absorbing_states(with_encoder: bool) -> None:
     architecture = DynamicsArchitecture(
         replicas=2, observation_dim=3, action_dim=2, hidden=(16,), feature_dim=8, absorbing=True
     )
-    dice = learner(DynamicsEncoder(architecture))
-    loss = dice.losses(ImitationBatch(transitions(), transitions())).loss
-    assert loss.isfinite().all()
+    model = DynamicsEncoder(architecture) if with_encoder else None
+    dice = ValueDICE(
+        ValueDICEConfig(hidden=(16,)), 2, torch.randn(4), torch.rand(4) + 0.5, LOW, HIGH, model, absorbing=True
+    )
+    bit = (torch.rand(2, 6, 1) < 0.5).float()
+
+    def flagged() -> Transitions:
+        plain = transitions()
+        s, s_next = (torch.cat([x, bit], -1) for x in (plain.observations, plain.next_observations))
+        return Transitions(s, plain.actions, s_next)
+
+    assert dice.losses(ImitationBatch(flagged(), flagged())).loss.isfinite().all()
+    nn.init.normal_(dice.actor.network.layers[-1].weight)
+    policy, s = dice.export(), torch.randn(2, 5, 3)
+    alive, absorbed = (torch.cat([s, torch.full((2, 5, 1), bit)], -1) for bit in (0.0, 1.0))
+    assert policy.architecture.observation_dim == 3
+    torch.testing.assert_close(policy.act(s), dice.actor.mode(alive))
+    assert not torch.allclose(policy.act(s), dice.actor.mode(absorbed))
+    if model is not None:  # observations without the bit are alive
+        critic, a = dice.critic, torch.rand(2, 5, 2)
+        torch.testing.assert_close(critic(s, a), critic(alive, a))
 
 
 def test_replicas_of_the_game_are_independent() -> None:
