@@ -9,10 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -22,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
+from dynarep.data.folders import whole_folder
 from dynarep.data.schema import NAME, DataError, Episode, Spec
 from dynarep.data.statistics import Moments
 
@@ -62,40 +60,6 @@ class Dataset:
     episodes: list[Episode]
     statistics: dict[str, list[float]]
     returns: list[float] | None
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path`` that takes its place, flushed to disk, if the block does not raise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():  # an earlier run was stopped between the two renames below
-        old.rename(path)
-    for leftover in (new, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    new.mkdir()
-    try:
-        yield new
-        for entry in (*new.iterdir(), new):
-            _flush(entry)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        _flush(path.parent)
-    finally:
-        if not path.exists() and old.exists():
-            old.rename(path)
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_dataset(

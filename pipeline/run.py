@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dynarep.data.folders import whole_folder
 from dynarep.pipeline.params import Field, config, read_section, read_yaml, validate
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Stage:
     @contextmanager
     def output(self) -> Iterator[Path]:
         """A fresh folder that becomes ``artifacts/<name>`` when the block ends well, and vanishes when it does not."""
-        with atomic_folder(self.artifacts / self.name) as folder:
+        with whole_folder(self.artifacts / self.name) as folder:
             yield folder
 
     def provenance(self, *datasets: Dataset) -> dict[str, Any]:
@@ -97,33 +97,6 @@ class Stage:
             "params": {key: values.get(key) for key in ("seed", "replicas", self.name)},
             "datasets": {dataset.name: dataset.fingerprint for dataset in datasets},
         }
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path`` that replaces it only if the block does not raise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():  # a process was killed between the two renames below
-        old.rename(path)
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

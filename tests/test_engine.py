@@ -13,6 +13,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from dynarep.data.folders import whole_folder
 from dynarep.pipeline.engine import (
     NonFiniteLossError,
     Run,
@@ -26,7 +27,6 @@ from dynarep.pipeline.engine import (
 from dynarep.pipeline.functional import Losses, polyak
 from dynarep.pipeline.networks import MLP
 from dynarep.pipeline.params import ParamsError, validate
-from dynarep.pipeline.run import atomic_folder
 
 torch.set_num_threads(1)
 
@@ -302,7 +302,7 @@ class Breaking(Regression):
 )
 def test_a_loss_that_is_not_finite(tmp_path: Path, at: int, what: str, value: float, saved: bool) -> None:
     def stage() -> None:
-        with atomic_folder(tmp_path / "artifact") as folder:
+        with whole_folder(tmp_path / "artifact") as folder:
             run = Run("stage/model", 0, 2, folder, tmp_path / "checkpoints")
             train(Breaking(at, what, value), draw, TRAINING, run=run, metric="loss", key="stage/model-1234")
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from dynarep.data.folders import whole_folder
 from dynarep.data.schema import DataError
 from dynarep.pipeline.params import ParamsError
 from dynarep.pipeline.report import ReportConfig
-from dynarep.pipeline.run import Stage, atomic_folder, stage_main, write_json
+from dynarep.pipeline.run import Stage, stage_main, write_json
 from dynarep.stages import imitate, report
 
 
@@ -21,7 +22,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def fill(path: Path, text: str, error: BaseException | None = None) -> None:
-    with atomic_folder(path) as folder:
+    with whole_folder(path) as folder:
         assert folder != path
         assert folder.parent == path.parent  # the same file system
         (folder / "sub").mkdir()
@@ -35,7 +36,7 @@ def test_a_folder_appears_and_is_replaced_as_a_whole(tmp_path: Path) -> None:
     fill(path, "one")
     assert contents(path) == {"sub/file": "one"}
     (path / "stray").write_text("stray")
-    with atomic_folder(path) as folder:
+    with whole_folder(path) as folder:
         (folder / "other").write_text("two")
         assert contents(path) == {"stray": "stray", "sub/file": "one"}  # until the end
     assert contents(path) == {"other": "two"}
@@ -60,7 +61,7 @@ def test_a_failure_at_the_exchange_keeps_what_was_there(tmp_path: Path, monkeypa
     rename = Path.rename
 
     def refuse(self: Path, target: Path) -> Path:
-        if self.name == ".artifact.tmp":
+        if self.name == ".artifact.new":
             raise OSError("disk")
         return rename(self, target)
 
@@ -73,8 +74,8 @@ def test_a_failure_at_the_exchange_keeps_what_was_there(tmp_path: Path, monkeypa
 def test_leftovers_of_a_killed_process(tmp_path: Path) -> None:
     path = tmp_path / "artifact"
     fill(path, "one")
-    (tmp_path / ".artifact.tmp").mkdir()
-    (tmp_path / ".artifact.tmp" / "half").write_text("half")
+    (tmp_path / ".artifact.new").mkdir()
+    (tmp_path / ".artifact.new" / "half").write_text("half")
     path.rename(tmp_path / ".artifact.old")  # killed between the two renames
     with pytest.raises(HaltError):
         fill(path, "two", HaltError())
