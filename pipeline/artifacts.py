@@ -61,6 +61,7 @@ def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy,
     kind = type(model).__name__
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     architecture = dataclasses.asdict(model.architecture)
+    (folder / "model.safetensors").chmod(0o644)
     config = {"schema_version": SCHEMA_VERSION, "type": kind, "architecture": architecture}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")

@@ -276,6 +276,14 @@ class Run:
         return replace(self, name=f"{self.name}/{name}", output=output)
 
 
+def digest(*tensors: Tensor) -> str:
+    """Identify the content of tensors, for ``run_key``."""
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()
+
+
 def run_key(run: Run, *parts: Any) -> str:
     """Identify everything that shapes a training run: its name, seeds, and ``parts`` (configs, data fingerprints)."""
     plain = [asdict(part) if is_dataclass(part) and not isinstance(part, type) else part for part in parts]

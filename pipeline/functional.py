@@ -82,6 +82,8 @@ def dual_objective(
     Returns:
         (R,), one objective per replica.
     """
+    if bellman_replay is None and replay_ratio != 0.0:
+        raise ValueError(f"replay_ratio is {replay_ratio}, but there are no replay transitions")
     linear = (1.0 - replay_ratio) * (1.0 - gamma) * initial.mean(-1)
     if bellman_replay is None:
         return linear + log_mean_exp(bellman_expert)

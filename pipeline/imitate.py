@@ -11,7 +11,7 @@ from dynarep.data.resident import Batch, TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import DynamicsEncoder, Policy
-from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
+from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
 from dynarep.pipeline.methods.bc import BC, BCConfig
 from dynarep.pipeline.methods.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
 from dynarep.pipeline.params import Field, config
@@ -98,8 +98,8 @@ def imitate(
             parts = (table.gather(uniform(len(table), shape, generator, device)) for table in (expert, replay))
             return ImitationBatch(*map(_transitions, parts))
 
-        weights = None if used is None else float(sum(p.double().sum() for p in used.parameters()))
-        key = run_key(run, c, demonstrations.fingerprint, arbitrary.fingerprint, weights)
+        weights = () if used is None else used.state_dict().values()
+        key = run_key(run, c, demonstrations.fingerprint, arbitrary.fingerprint, digest(*weights))
         metric = "objective"
 
     train(learner, sample, c.training, run=run, metric=metric, key=key)

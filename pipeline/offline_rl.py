@@ -11,8 +11,9 @@ from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import Policy
-from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
+from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
 from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
+from dynarep.pipeline.methods.otr import return_range_scale
 from dynarep.pipeline.params import config
 
 TRUE_REWARD = "true"
@@ -63,11 +64,7 @@ def scaled_rewards(dataset: Dataset, rewards: dict[str, Tensor] | None, replicas
     parts = [rewards[e.id].float() for e in dataset.episodes]
     flat = torch.cat(parts, -1)
     if c.reward_scale == "return_range":
-        returns = torch.stack([part.sum(-1) for part in parts], -1)
-        spread = returns.amax(-1) - returns.amin(-1)
-        if not (spread > 0).all():
-            raise ValueError("offline_rl.reward_scale: all episodes have the same return; use reward_scale: none")
-        flat = flat * (1000.0 / spread).unsqueeze(-1)
+        flat = flat * return_range_scale(parts).unsqueeze(-1)
     return (flat + c.reward_bias).expand(replicas, -1).contiguous()
 
 
@@ -100,7 +97,6 @@ def offline_rl(c: OfflineRLConfig, dataset: Dataset, rewards: Tensor, run: Run) 
             batch.observations, batch.actions, rewards.gather(1, index), batch.terminated, batch.next_observations
         )
 
-    digest = rewards.double().cpu()
-    key = run_key(run, c.method, c.training, dataset.fingerprint, float(digest.sum()), float(digest.square().sum()))
+    key = run_key(run, c.method, c.training, dataset.fingerprint, digest(rewards))
     train(learner, sample, c.training, run=run, metric="value", key=key)
     return learner.export()

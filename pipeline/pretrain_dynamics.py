@@ -48,17 +48,22 @@ def pretrain_dynamics(
     """Train and measure; returns the encoder and metrics on held-out episodes.
 
     Raises:
-        ValueError: if the noise dataset has other observations than the dataset.
+        ValueError: if the dataset has no actions or too few episodes to hold some out, or the noise dataset has other
+            observations.
     """
     if noise.spec.observation_dim != dataset.spec.observation_dim:
         raise ValueError(
             f"pretrain_dynamics.noise.dataset: {noise.name} has observations of {noise.spec.observation_dim} numbers, "
             f"{dataset.name} of {dataset.spec.observation_dim}"
         )
+    if dataset.spec.action_dim == 0:
+        raise ValueError(f"pretrain_dynamics.dataset: {dataset.name} has no actions; phi(s, a) needs them")
     torch.manual_seed(run.seed)
     device = training_device()
     prepare = with_absorbing_states if c.absorbing else list
     fit, kept = (prepare(part) for part in held_out(dataset.episodes, c.held_out, run.seed))
+    if not kept:
+        raise ValueError(f"pretrain_dynamics.dataset: {dataset.name} has one episode; two are needed to hold one out")
     table = TransitionTable.from_episodes(fit, device=device)
     noise_states = _states(prepare(noise.episodes), c.noise.states, device)
     mean, std = observation_moments(dataset, absorbing=c.absorbing)

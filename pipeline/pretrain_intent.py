@@ -41,6 +41,11 @@ def pretrain_intent(
     torch.manual_seed(run.seed)
     device = training_device()
     fit, kept = held_out(dataset.episodes, c.held_out, run.seed)
+    if all(episode.length < 2 for episode in kept):
+        raise ValueError(
+            f"pretrain_intent.held_out: none of the {len(kept)} episodes held out of {dataset.name} has two states; "
+            "hold out more episodes"
+        )
     table = TransitionTable.from_episodes(fit, device=device)
     learner = ICVF(c.method, run.replicas, *observation_moments(dataset))
     shape = (run.replicas, c.training.batch_size)
@@ -130,6 +135,4 @@ def distances_over_time(episodes: list[Episode], embed: Any, *, starts: int = 10
             ahead = latent[:, t + 1 : t + 1 + HORIZON]
             steps.append(np.arange(1, ahead.shape[1] + 1))
             distances.append((ahead - latent[:, t : t + 1]).square().sum(-1).mean(0).numpy())
-    if not steps:
-        raise ValueError("pretrain_intent.held_out: no held-out episode has two states; hold out more episodes")
     return np.concatenate(steps), np.concatenate(distances)

@@ -53,8 +53,18 @@ class Stage:
 
     @property
     def artifacts(self) -> Path:
-        """The folder of all outputs."""
+        """The folder of the stages' outputs, and of the inputs that other stages made."""
         return self.project / "artifacts"
+
+    @property
+    def destination(self) -> Path:
+        """Where this stage's output belongs; a smoke run has a place of its own, so that it replaces nothing."""
+        return (self.project / ".dynarep" / "smoke" if self.smoke else self.artifacts) / self.name
+
+    @property
+    def shards(self) -> Path:
+        """The folder of prepared datasets."""
+        return self.artifacts / "shards"
 
     def config(self, kind: type[T]) -> T:
         """This stage's section as ``kind``."""
@@ -70,29 +80,34 @@ class Stage:
         from dynarep.pipeline.engine import Run
 
         shared = self.run_config()
-        replicas = 2 if self.smoke else shared.replicas
-        return Run(self.name, shared.seed, replicas, output, self.project / ".dynarep" / "checkpoints")
+        return Run(self.name, shared.seed, shared.replicas, output, self.project / ".dynarep" / "checkpoints")
 
     def dataset(self, name: str) -> Dataset:
         """A prepared dataset."""
         from dynarep.data.shards import load_dataset
 
-        return load_dataset(self.artifacts / "shards" / name)
+        return load_dataset(self.shards / name)
 
     @contextmanager
     def output(self) -> Iterator[Path]:
-        """A fresh folder that becomes ``artifacts/<name>`` when the block ends well, and vanishes when it does not."""
-        with whole_folder(self.artifacts / self.name) as folder:
+        """A fresh folder that becomes ``destination`` when the block ends well, and vanishes when it does not."""
+        with whole_folder(self.destination) as folder:
             yield folder
 
-    def provenance(self, *datasets: Dataset) -> dict[str, Any]:
-        """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints."""
+    def provenance(self, *datasets: Dataset, model: str = "") -> dict[str, Any]:
+        """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints.
+
+        Args:
+            datasets: what it was made from.
+            model: its sub-folder, where the stage writes several.
+        """
         from dynarep.pipeline.artifacts import provenance
 
         values = read_yaml(self.params)
         return {
             "stage": self.name,
-            "path": f"artifacts/{self.name}",
+            "path": (self.destination / model).relative_to(self.project).as_posix(),
+            "smoke": self.smoke,
             **provenance(self.project),
             "params": {key: values.get(key) for key in ("seed", "replicas", self.name)},
             "datasets": {dataset.name: dataset.fingerprint for dataset in datasets},

@@ -24,7 +24,11 @@ def main(stage: Stage) -> None:
                 policy_config = replace(policy_config, training=policy_config.training.smoke())
             within = run.within(name)
             policy, facts = imitate(name, policy_config, demonstrations, arbitrary, encoder, within)
-            metadata = {**stage.provenance(demonstrations, arbitrary), "demonstrations": demonstrations.name, **facts}
+            metadata = {
+                **stage.provenance(demonstrations, arbitrary, model=name),
+                "demonstrations": demonstrations.name,
+                **facts,
+            }
             save_artifact(within.output, policy, metadata)
             summary[name] = {"updates": policy_config.training.updates, "batch_size": policy_config.training.batch_size}
         write_json(folder / "metrics.json", summary)

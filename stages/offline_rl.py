@@ -36,7 +36,7 @@ def main(stage: Stage) -> None:
                 saw = {"expert": describe(demonstrations), "other": f"{transitions} without rewards"}
             within = run.within(name)
             model = offline_rl(c, dataset, scaled_rewards(dataset, stored, run.replicas, c), within)
-            metadata = {**stage.provenance(dataset), "demonstrations": demonstrations.name, "saw": saw}
+            metadata = {**stage.provenance(dataset, model=name), "demonstrations": demonstrations.name, "saw": saw}
             save_artifact(within.output, model, {**metadata, "rewards": policy.rewards})
             summary[name] = {"updates": c.training.updates, "batch_size": c.training.batch_size}
         write_json(folder / "metrics.json", summary)

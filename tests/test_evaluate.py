@@ -343,8 +343,8 @@ def test_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_policy(tmp_path / "artifacts", "imitate", "bc", "expert", config=(0.5, 1.0))
     add_dataset(tmp_path / "artifacts", "expert", [5.0])
     (tmp_path / "params.yaml").write_text("seed: 0\nevaluate:\n  env: Countdown-v0\n  seed: 6\n  episodes: 3\n")
-    output = tmp_path / "artifacts" / "evaluate"
-    output.mkdir()
+    output = tmp_path / ".dynarep" / "smoke" / "evaluate"
+    output.mkdir(parents=True)
     (output / "stale").touch()
     monkeypatch.setattr(artifacts, "load_policy", load_constant)
     stage.main(Stage("evaluate", tmp_path / "params.yaml", smoke=True))

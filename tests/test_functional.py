@@ -88,6 +88,8 @@ def test_dual_objective_without_replay_is_the_limit_of_little_replay() -> None:
     torch.testing.assert_close(dual_objective(initial, expert, 0.9, bellman_replay=replay, replay_ratio=0.0), alone)
     little = dual_objective(initial, expert, 0.9, bellman_replay=replay, replay_ratio=1e-7)
     torch.testing.assert_close(little, alone, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="no replay transitions"):
+        dual_objective(initial, expert, 0.9, replay_ratio=0.1)
 
 
 def test_gradient_penalty_of_a_linear_critic() -> None:

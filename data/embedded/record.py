@@ -1,7 +1,7 @@
 """Make the embedded recordings: train Hopper policies, keep snapshots, roll them out.
 
     pip install -e ".[record]"
-    python data/embedded/record.py --policies /tmp/policies            # both steps, about 25 minutes on 2 cores
+    python data/embedded/record.py --policies /tmp/policies            # both steps, about 10 minutes on 2 cores
     python data/embedded/record.py --policies /tmp/policies --train 0  # one training seed only
 
 TRPO (sb3-contrib) is trained for 600,000 steps from two seeds; a snapshot is kept every 10,000 steps. The snapshots'
