@@ -122,7 +122,9 @@ def test_a_stage_knows_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     run = stage.run(tmp_path)
     assert (run.name, run.seed, run.replicas, run.output) == ("report", 3, 4, tmp_path)
     assert run.checkpoints == stage.project / ".dynarep" / "checkpoints"
-    assert Stage("report", Path("params.yaml"), smoke=True).destination == stage.project / ".dynarep" / "smoke" / "report"
+    assert (
+        Stage("report", Path("params.yaml"), smoke=True).destination == stage.project / ".dynarep" / "smoke" / "report"
+    )
     with stage.output() as folder:
         (folder / "file").write_text("text")
     assert contents(stage.artifacts) == {"report/file": "text"}
