@@ -155,7 +155,7 @@ class _Chunks(pl.LightningModule):
             bad = [name for name, row in zip(names, values[k], strict=True) if not row.isfinite().all()]
             checkpoint = self.last_checkpoint or "none was written yet"
             raise NonFiniteLossError(
-                f"{self.key}: {', '.join(bad)} became non-finite at update {self.updates - len(rows) + k + 1}; "
+                f"{self.key.rpartition('-')[0]}: {', '.join(bad)} became non-finite at update {self.updates - len(rows) + k + 1}; "
                 f"last good checkpoint: {checkpoint}"
             )
         means = values.mean((0, 2)).tolist()

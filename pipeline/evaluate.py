@@ -401,7 +401,7 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     first = next(iter(metrics.values()))
-    table = Table(title=f"{first['env']}, {first['episodes']} episodes per replica")
+    table = Table(title=f"{first['env']}, episodes per replica: {first['episodes']}")
     table.add_column("policy")
     for column in ("return", "normalised IQM", "95 % interval", "expert fraction"):
         table.add_column(column, justify="right")

@@ -219,7 +219,6 @@ def test_a_failure_is_one_line_and_loses_nothing(
     assert ran(project.dvc("repro")) == []
 
 
-@pytest.mark.slow
 def test_another_dataset_reruns_what_depends_on_it(project: Project) -> None:
     card = project.root / "configs" / "datasets" / "hopper-other.yaml"
     card.write_text("mix: [{name: hopper-arbitrary, fraction: 0.04}]\n")
