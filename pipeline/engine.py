@@ -153,10 +153,10 @@ class _Chunks(pl.LightningModule):
         if not finite.all():
             k = int(finite.logical_not().nonzero()[0, 0])
             bad = [name for name, row in zip(names, values[k], strict=True) if not row.isfinite().all()]
-            checkpoint = self.last_checkpoint or "none was written yet"
+            name, update = self.key.rpartition("-")[0], self.updates - len(rows) + k + 1
             raise NonFiniteLossError(
-                f"{self.key.rpartition('-')[0]}: {', '.join(bad)} became non-finite at update {self.updates - len(rows) + k + 1}; "
-                f"last good checkpoint: {checkpoint}"
+                f"{name}: {', '.join(bad)} became non-finite at update {update}; "
+                f"last good checkpoint: {self.last_checkpoint or 'none was written yet'}"
             )
         means = values.mean((0, 2)).tolist()
         rate = len(rows) / (time.perf_counter() - started)
@@ -180,7 +180,7 @@ class _Chunks(pl.LightningModule):
 
 
 class _Checkpoint(pl.Callback):
-    """Writes ``path`` atomically every ``checkpoint_every`` updates."""
+    """Writes ``path`` atomically every ``checkpoint_every`` updates, unless a parameter is no longer finite."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -189,7 +189,8 @@ class _Checkpoint(pl.Callback):
         assert isinstance(pl_module, _Chunks)
         training = pl_module.training_config
         every = math.ceil(training.checkpoint_every / training.updates_per_chunk)
-        if (trainer.current_epoch + 1) % every == 0:
+        due = (trainer.current_epoch + 1) % every == 0
+        if due and all(bool(p.isfinite().all()) for p in pl_module.parameters()):
             temporary = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(temporary)
             temporary.replace(self.path)

@@ -17,8 +17,9 @@ argument of the logarithm is softplus(mu^T theta) + 1 - gamma, which keeps it ab
 mu^T theta = (d^pi - (1 - gamma) rho) / p_n. Expert states serve as initial states, so rho = d^exp.
 
 Deviations: one backward pass for both players through gradient reversal on the sampled actions; optionally a cloning
-term ``cloning_weight`` * E_{d^exp} |a - tanh m(s)|^2 for the actor, because the dual game on a single demonstration
-determines the policy slowly and loosely (0 is the published objective).
+term, ``cloning_weight`` * E_{d^exp} log N(a; tanh m(s), sigma^2) with a free sigma, the likelihood that ``bc`` maximises,
+because the dual game on a single demonstration determines the policy slowly and loosely (0 is the published objective);
+the gradient penalty takes mixtures of expert and replay (s, a) alone, not of (s', a').
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from dynarep.pipeline.encoders import DynamicsEncoder, Policy, PolicyArchitecture
-from dynarep.pipeline.functional import Losses, dual_objective, gradient_penalty, reverse_gradient
+from dynarep.pipeline.functional import Losses, dual_objective, gaussian_log_prob, gradient_penalty, reverse_gradient
 from dynarep.pipeline.networks import MLP, Normaliser
 from dynarep.pipeline.params import Field, config
 
@@ -49,6 +50,7 @@ class ValueDICEConfig:
     replay_ratio: float = Field(default=0.0, ge=0, lt=1)
     """alpha: share of the arbitrary data in both occupancies; 0 leaves it out of the game."""
     cloning_weight: float = Field(default=0.0, ge=0)
+    """Of the expert actions' log-likelihood; 1 weighs them as ``bc`` does."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class ValueDICE(nn.Module):
         self.low, self.high = action_low, action_high
         normaliser = Normaliser(observation_mean, observation_std)
         self.actor = TanhGaussianActor(replicas, normaliser, action_low, action_high, c.hidden)
+        self.cloning_log_std = nn.Parameter(torch.zeros(replicas, 1, len(action_low)))
         self.critic: PerceptronCritic | RepresentationCritic
         if encoder is None:
             self.critic = PerceptronCritic(replicas, normaliser, len(action_low), c.hidden)
@@ -177,7 +180,7 @@ class ValueDICE(nn.Module):
         c = self.config
         return [
             {"params": [p for p in self.critic.parameters() if p.requires_grad], "lr": c.critic_rate},
-            {"params": list(self.actor.parameters()), "lr": c.actor_rate, "cosine": True},
+            {"params": [*self.actor.parameters(), self.cloning_log_std], "lr": c.actor_rate, "cosine": True},
         ]
 
     def losses(self, batch: ImitationBatch) -> Losses:
@@ -213,8 +216,10 @@ class ValueDICE(nn.Module):
             torch.lerp(expert.actions, replay.actions, u),
         )
         loss = objective + c.gradient_penalty * penalty + c.orthogonality * orthogonality(self.actor.network)
-        error = (self.actor.mode(expert.observations) - expert.actions).square().mean((-1, -2))
-        loss = loss + c.cloning_weight * error
+        mode = self.actor.mode(expert.observations)
+        likelihood = gaussian_log_prob(expert.actions, mode, self.cloning_log_std.clamp(-5.0, 2.0)).mean(-1)
+        loss = loss - c.cloning_weight * likelihood
+        error = (mode.detach() - expert.actions).square().mean((-1, -2))
         return Losses(
             loss,
             {
@@ -222,7 +227,7 @@ class ValueDICE(nn.Module):
                 "gradient_penalty": penalty.detach(),
                 "expert_q": q_expert.detach().mean(-1),
                 "policy_q": initial.detach().mean(-1),
-                "squared_error": error.detach(),
+                "squared_error": error,
             },
         )
 
