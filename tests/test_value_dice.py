@@ -287,11 +287,13 @@ def test_regularisers_are_added_with_their_weights() -> None:
     observations = (1 - u) * batch.expert.observations + u * batch.replay.observations
     actions = (1 - u) * batch.expert.actions + u * batch.replay.actions
     penalty = gradient_penalty(dice.critic, observations, actions)
-    error = (dice.actor.mode(batch.expert.observations) - batch.expert.actions).square().mean((1, 2))
-    expected = result.metrics["objective"] + 10 * penalty + 0.5 * orthogonality(dice.actor.network) + 3 * error
+    residual = batch.expert.actions - dice.actor.mode(batch.expert.observations)
+    # the free log-std starts at 0: a unit Gaussian
+    likelihood = (-0.5 * (residual.square() + math.log(2 * math.pi))).sum(-1).mean(-1)
+    expected = result.metrics["objective"] + 10 * penalty + 0.5 * orthogonality(dice.actor.network) - 3 * likelihood
     torch.testing.assert_close(result.loss, expected)
     torch.testing.assert_close(result.metrics["gradient_penalty"], penalty.detach())
-    torch.testing.assert_close(result.metrics["squared_error"], error.detach())
+    torch.testing.assert_close(result.metrics["squared_error"], residual.detach().square().mean((1, 2)))
 
 
 def test_frozen_encoder() -> None:

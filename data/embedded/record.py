@@ -61,7 +61,7 @@ def train(seed: int, folder: Path) -> None:
     torch.set_num_threads(1)
     env = VecNormalize(DummyVecEnv([lambda: gym.wrappers.RecordEpisodeStatistics(gym.make(ENV_ID))] * 2), gamma=0.99)
 
-    class Snapshot(BaseCallback):
+    class Snapshot(BaseCallback):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             super().__init__()
             self.saved = 0
