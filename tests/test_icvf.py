@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,9 +7,16 @@ import torch
 from torch import Tensor
 
 from dynarep.data.schema import Episode
+from dynarep.data.shards import load_dataset, write_dataset
 from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
+from dynarep.pipeline.engine import Run, TrainingConfig
 from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig, icvf_loss, intent_advantage
-from dynarep.pipeline.pretrain_intent import distances_over_time, step_calibration
+from dynarep.pipeline.pretrain_intent import (
+    PretrainIntentConfig,
+    distances_over_time,
+    pretrain_intent,
+    step_calibration,
+)
 
 torch.set_num_threads(1)
 
@@ -298,5 +306,11 @@ def test_distances_over_time() -> None:
     assert steps.max() == 50
     # 59 starts with up to 50 steps ahead, then 0 -> 1, 0 -> 2, 1 -> 2; an episode of one step gives nothing
     assert len(steps) == 10 * 50 + sum(range(1, 50)) + 3
+
+
+def test_nothing_to_measure_on_is_refused_before_training(tmp_path: Path) -> None:
+    episodes = [line(1, 1.0, "a"), line(1, 2.0, "b")]
+    write_dataset(tmp_path / "short", "short", episodes, provenance={}, env=None, bounds=((), ()))
+    c = PretrainIntentConfig(dataset="short", method=ICVFConfig(), training=TrainingConfig(updates=10**9))
     with pytest.raises(ValueError, match="hold out more episodes"):
-        distances_over_time([line(1, 1.0, "c")], lambda x: x)
+        pretrain_intent(c, load_dataset(tmp_path / "short"), Run("pretrain_intent", 0, 1, tmp_path, tmp_path))
