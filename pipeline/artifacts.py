@@ -58,18 +58,29 @@ def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy,
     this package.
     """
     model = model.cpu().eval().requires_grad_(False)
-    kind = type(model).__name__
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
-    architecture = dataclasses.asdict(model.architecture)
-    (folder / "model.safetensors").chmod(0o644)
-    config = {"schema_version": SCHEMA_VERSION, "type": kind, "architecture": architecture}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_model(folder, model)
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")
     inputs = example_inputs(model)
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
     torch.export.save(program, folder / "model.pt2")
-    (folder / "README.md").write_text(_readme(kind, architecture, metadata))
+    (folder / "README.md").write_text(
+        _readme(type(model).__name__, dataclasses.asdict(model.architecture), metadata)
+    )
+
+
+def save_model(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy) -> None:
+    """Write what ``load_artifact`` reads, model.safetensors and config.json, into ``folder``, which is made if missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "type": type(model).__name__,
+        "architecture": dataclasses.asdict(model.architecture),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _readme(kind: str, architecture: dict[str, Any], metadata: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ A learner is an ``nn.Module`` whose parameters carry the replica axis first and 
 - ``parameter_groups()``: optimiser groups, each ``{"params": [...], "lr": float}`` and optionally ``"cosine": True``
   (the rate decays to zero over the run),
 - ``losses(batch) -> Losses``: one loss per replica; replicas are summed, so their gradients stay independent,
-- ``after_update()``: target networks.
+- ``after_update()``: target networks,
+- ``export()``: the model that is shipped, asked for where snapshots are.
 
 ``sample(generator)`` draws a batch on the device, from tables that live there.
 """
@@ -33,6 +34,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from dynarep.pipeline.artifacts import save_model
 from dynarep.pipeline.functional import Losses
 from dynarep.pipeline.params import Field, config
 
@@ -54,6 +56,13 @@ class TrainingConfig:
     """Updates between checkpoints for resuming, rounded up to whole chunks."""
     gradient_clip: float | None = Field(default=None, gt=0)
     """Largest gradient norm of one replica."""
+    snapshots: int = Field(default=1, ge=1)
+    """Parts of the run after each of which the model is kept; the last one is the result."""
+
+    @property
+    def snapshot_updates(self) -> tuple[int, ...]:
+        """Updates after which a snapshot is taken, without the last."""
+        return tuple(self.updates * i // self.snapshots for i in range(1, self.snapshots))
 
     def smoke(self) -> TrainingConfig:
         """A few small updates, to see that everything fits together."""
@@ -66,6 +75,7 @@ class Learner(Protocol):
     def parameter_groups(self) -> list[dict[str, Any]]: ...  # noqa: D102
     def losses(self, batch: Any) -> Losses: ...  # noqa: D102
     def after_update(self) -> None: ...  # noqa: D102
+    def export(self) -> nn.Module: ...  # noqa: D102
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -106,6 +116,7 @@ class _Chunks(pl.LightningModule):
         self.key = key
         self.updates = 0
         self.curve: list[dict[str, float]] = []
+        self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.last_checkpoint: Path | None = None
         self._generator_seed = seed
         self._resumed: dict[str, Any] | None = None
@@ -146,6 +157,9 @@ class _Chunks(pl.LightningModule):
             optimizer.step()
             self.learner.after_update()  # type: ignore[operator]
             self.updates += 1
+            if self.updates in training.snapshot_updates:
+                state = self.learner.export().state_dict()  # type: ignore[operator]
+                self.snapshots[self.updates] = {name: value.detach().clone() for name, value in state.items()}
             rows.append(torch.stack([result.loss.detach(), *result.metrics.values()]))
             names = ["loss", *result.metrics]
         values = torch.stack(rows).cpu()  # (K, metrics, R): the only synchronisation of the chunk
@@ -169,6 +183,7 @@ class _Chunks(pl.LightningModule):
             "key": self.key,
             "updates": self.updates,
             "curve": self.curve,
+            "snapshots": self.snapshots,
             "generator": self.generator.get_state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -177,6 +192,7 @@ class _Chunks(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["dynarep"]
         self.updates, self.curve = self._resumed["updates"], self._resumed["curve"]
+        self.snapshots = self._resumed["snapshots"]
 
 
 class _Checkpoint(pl.Callback):
@@ -293,7 +309,7 @@ def run_key(run: Run, *parts: Any) -> str:
 
 
 def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: Run, metric: str, key: str) -> None:
-    """Train ``learner`` in place and write ``curves.tsv`` and TensorBoard logs into ``run.output``.
+    """Train ``learner`` in place; write ``curves.tsv``, TensorBoard logs and ``snapshots/<update>/`` into ``run.output``.
 
     Args:
         learner: see the module docstring; it is moved to the training device and back to the CPU.
@@ -339,6 +355,10 @@ def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: 
             raise KeyboardInterrupt(f"at update {module.updates} of {training.updates} of {name}") from None
     learner.cpu().eval()
     write_table(output / "curves.tsv", module.curve)
+    for update, state in module.snapshots.items():
+        model = learner.export()  # type: ignore[operator]
+        model.load_state_dict(state)
+        save_model(output / "snapshots" / f"{update:09d}", model)
     path.unlink(missing_ok=True)
 
 

@@ -80,6 +80,7 @@ class EvaluateConfig:
         seed: episode e starts from environment seed ``seed + e``, for every policy and replica.
         workers: processes to play in; null: one per available core. Results do not depend on it.
         max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
+        snapshots: play the snapshots of every policy, too, as ``<policy>@<update>``.
     """
 
     env: str
@@ -87,6 +88,7 @@ class EvaluateConfig:
     seed: int = Field(default=0, ge=0)
     workers: int | None = Field(default=None, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
+    snapshots: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,8 +235,8 @@ def _play_all(jobs: list[_Job], workers: int) -> Iterator[Rollouts]:
             yield from pool.map(_play, jobs)
 
 
-def find_policies(artifacts: Path) -> dict[str, Path]:
-    """Folders of all policies, ``imitate/*`` then ``offline_rl/*``, by name.
+def find_policies(artifacts: Path, *, snapshots: bool = False) -> dict[str, Path]:
+    """Folders of all policies, ``imitate/*`` then ``offline_rl/*``, by name; each followed by its snapshots if asked for.
 
     Raises:
         EvaluationError: if there is none, two have one name, or one is called ``random``.
@@ -248,6 +250,9 @@ def find_policies(artifacts: Path) -> dict[str, Path]:
             if name in policies:
                 raise EvaluationError(f"two policies are called {name!r}: {policies[name]} and {path.parent}")
             policies[name] = path.parent
+            if snapshots:
+                for config in sorted(path.parent.glob("snapshots/*/config.json")):
+                    policies[f"{name}@{int(config.parent.name)}"] = config.parent
     if not policies:
         raise EvaluationError(
             f"no policy to evaluate: neither {artifacts}/imitate/* nor {artifacts}/offline_rl/* has one"
@@ -265,7 +270,8 @@ def expert_returns(policies: Mapping[str, Path], artifacts: Path) -> dict[str, f
     """
     named: dict[str, float | None] = {}
     for name, folder in policies.items():
-        dataset = _read_json(folder / "metadata.json").get("demonstrations")
+        home = folder.parents[1] if "@" in name else folder
+        dataset = _read_json(home / "metadata.json").get("demonstrations")
         if dataset is not None:
             returns = _read_json(artifacts / "shards" / dataset / "index.json").get("returns")
             named[name] = float(np.mean(returns)) if returns else None
@@ -351,7 +357,7 @@ def evaluate(
 
         load = load_policy
     environment = make_environment(settings.env)
-    policies = find_policies(artifacts)
+    policies = find_policies(artifacts, snapshots=settings.snapshots)
     expert = expert_returns(policies, artifacts)
     observation_dim = environment.observation_space.shape[0]
     for folder in policies.values():

@@ -8,7 +8,7 @@ Precipice.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,14 +65,32 @@ def bootstrap_interval(
     Returns:
         Lower and upper bound.
     """
-    values = np.asarray(values, dtype=np.float64)
-    replicas, episodes = values.shape
+    return stratified_interval([values], confidence=confidence, resamples=resamples, seed=seed)
+
+
+def stratified_interval(
+    strata: Sequence[ArrayLike], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """``bootstrap_interval`` over several tasks: replicas and episodes are drawn within each task.
+
+    Args:
+        strata: per task (R, E) scores; the sizes may differ.
+        confidence: mass between the bounds, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound of the interquartile mean of all scores.
+    """
     generator = np.random.default_rng(seed)
-    rows = generator.integers(replicas, size=(resamples, replicas, 1))
-    columns = generator.integers(episodes, size=(resamples, replicas, episodes))
-    samples = values[rows, columns].reshape(resamples, -1)
+    samples = []
+    for values in (np.asarray(values, dtype=np.float64) for values in strata):
+        replicas, episodes = values.shape
+        rows = generator.integers(replicas, size=(resamples, replicas, 1))
+        columns = generator.integers(episodes, size=(resamples, replicas, episodes))
+        samples.append(values[rows, columns].reshape(resamples, -1))
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(trim_mean(samples, 0.25, axis=1), [tail, 1.0 - tail])
+    low, high = np.quantile(trim_mean(np.concatenate(samples, 1), 0.25, axis=1), [tail, 1.0 - tail])
     return float(low), float(high)
 
 
