@@ -36,7 +36,8 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 	ruff check . && ruff format --check .
 	mkdir -p build/typing/dynarep
 	for package in pipeline stages data configs; do ln -sfn $(CURDIR)/$$package build/typing/dynarep/$$package; done
-	MYPYPATH=build/typing mypy --explicit-package-bases --namespace-packages -p dynarep
+	ln -sfn $(CURDIR)/benchmarks build/typing/benchmarks
+	MYPYPATH=build/typing mypy --explicit-package-bases --namespace-packages -p dynarep -p benchmarks
 
 format: $(VENV)/.installed-dev  ## apply ruff's formatting and fixes
 	ruff check --fix . && ruff format .

@@ -220,10 +220,11 @@ def _evaluation(preset: Preset, setting: str, method: str, fingerprints: Mapping
     else:
         needs, methods, rewards = [], {}, "true"
         if spec.relabel is not None:
-            space = spec.relabel.get("space", "intent" if spec.relabel["kind"] == "ailot" else "raw")
+            space = spec.relabel.get("space", DEFAULT_SPACE.get(spec.relabel["kind"], "raw"))
             needs = [pretraining(PRETRAINING[space])] if space in PRETRAINING else []
             methods, rewards = {method: spec.relabel}, method
-        shown = data.demonstrations if spec.demonstrations == "actions" else data.states
+        reads_actions = spec.demonstrations == "actions"
+        shown = data.demonstrations if reads_actions else data.states
         labels = job("relabel", {"dataset": data.dataset, "demonstrations": shown, "methods": methods}, *needs)
         section = {
             **params.get("offline_rl", {}),
@@ -233,5 +234,6 @@ def _evaluation(preset: Preset, setting: str, method: str, fingerprints: Mapping
     return job("evaluate", {**params["evaluate"], "snapshots": True, "workers": 1}, learned)
 
 
+DEFAULT_SPACE = {"ailot": "intent", "occupancy": "phi"}
 PRETRAINING = {"intent": "pretrain_intent", "phi": "pretrain_dynamics", "mu": "pretrain_dynamics"}
 """The stage that makes a space of the labels."""

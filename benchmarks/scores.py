@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from statistics import fmean
@@ -96,21 +96,18 @@ def set_up(job: Job, work: Path) -> Path:
     return folder
 
 
-def run_jobs(grid: list[Cell], work: Path, workers: int, done: Callable[[Cell], None]) -> list[str]:
-    """Run what is not finished, in parallel processes, in the order of the cells as far as possible.
+def run_jobs(jobs: Mapping[str, Job], work: Path, workers: int, done: Callable[[str], None]) -> list[str]:
+    """Run what is not finished, in parallel processes, in the given order as far as possible.
 
     Args:
-        grid: the cells.
+        jobs: by name, inputs included.
         work: folder of jobs.
         workers: processes; they share the cores.
-        done: called with each cell whose evaluation is there.
+        done: called with the name of each job whose output is there.
 
     Returns:
         Names of the jobs that failed; what depends on them was not run.
     """
-    jobs: dict[str, Job] = {}
-    for cell in grid:
-        jobs.update(cell.job.chain())
     order = {name: i for i, name in enumerate(jobs)}
     sorter = graphlib.TopologicalSorter({name: [i.name for i in job.inputs] for name, job in jobs.items()})
     sorter.prepare()
@@ -128,9 +125,7 @@ def run_jobs(grid: list[Cell], work: Path, workers: int, done: Callable[[Cell], 
                 ready.remove(name)
                 sorter.done(name)
                 finished += 1
-                for cell in grid:
-                    if cell.job.name == name:
-                        done(cell)
+                done(name)
             if complete:
                 continue
             while ready and len(running) < workers:
@@ -211,11 +206,13 @@ class Store:
 
     def has(self, cell: Cell) -> bool:
         """Whether the result of just this cell, parameters and data included, is stored."""
-        return self.cells.get((cell.setting, cell.method), {}).get("key") == cell.job.key
+        stored = self.cells.get((cell.setting, cell.method))
+        return stored is not None and bool(stored["key"] == cell.job.key)
 
     def add(self, cell: dict[str, Any]) -> None:
         """Store a cell, in place of an earlier result of its setting and method."""
         self.cells[cell["setting"], cell["method"]] = cell
+        self.path.parent.mkdir(exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         rows = ",\n".join(json.dumps(row) for row in self.cells.values())
         temporary.write_text(json.dumps(self.head)[:-1] + f', "cells": [\n{rows}\n]}}\n')
@@ -255,7 +252,14 @@ def main(arguments: list[str] | None = None) -> None:
             if not chosen:
                 raise ValueError(f"--cells: {options.cells!r} matches none of {', '.join(map(str, grid))}")
             chosen = [cell for cell in chosen if options.fresh or not store.has(cell)]
-            failed = run_jobs(chosen, work, options.workers, lambda cell: store.add(result(cell, work)))
+            jobs = {name: job for cell in chosen for name, job in cell.job.chain().items()}
+            evaluations = {cell.job.name: cell for cell in chosen}
+
+            def finished(name: str) -> None:
+                if name in evaluations:
+                    store.add(result(evaluations[name], work))
+
+            failed = run_jobs(jobs, work, options.workers, finished)
     except (DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{preset.description}\n\n{score_table(list(store.cells.values()))}")

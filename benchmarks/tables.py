@@ -42,9 +42,10 @@ def best(cell: Cell) -> NDArray[np.float64]:
 
     Chosen on the returns that are reported, so it flatters: it shows what stopping early could have given at most.
     """
-    returns = np.asarray(list(cell["returns"].values()))
+    returns: NDArray[np.float64] = np.asarray(list(cell["returns"].values()))
     chosen = returns.mean(-1).argmax(0)
-    return returns[chosen, np.arange(returns.shape[1])]
+    picked: NDArray[np.float64] = returns[chosen, np.arange(returns.shape[1])]
+    return picked
 
 
 def normalised(cell: Cell, returns: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -64,9 +64,7 @@ def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy,
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
     torch.export.save(program, folder / "model.pt2")
-    (folder / "README.md").write_text(
-        _readme(type(model).__name__, dataclasses.asdict(model.architecture), metadata)
-    )
+    (folder / "README.md").write_text(_readme(type(model).__name__, dataclasses.asdict(model.architecture), metadata))
 
 
 def save_model(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy) -> None:

@@ -1,4 +1,4 @@
-"""The stage that imitates demonstrations with actions: behaviour cloning, ValueDICE and ReprValueDICE, in one engine."""
+"""The stage that imitates demonstrations: cloning, the dual game, and cloning with occupancy weights, in one engine."""
 
 from __future__ import annotations
 
@@ -9,36 +9,69 @@ import torch
 from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import Batch, TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
+from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import DynamicsEncoder, Policy
 from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
-from dynarep.pipeline.methods.bc import BC, BCConfig
-from dynarep.pipeline.methods.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
+from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes
+from dynarep.pipeline.methods.smodice import SMODICE, OccupancyBatch, SMODICEConfig
+from dynarep.pipeline.methods.value_dice import (
+    ImitationBatch,
+    ReprValueDICEConfig,
+    Transitions,
+    ValueDICE,
+    ValueDICEConfig,
+)
 from dynarep.pipeline.params import Field, config
 
 
 @config
 class CloningPolicyConfig:
-    """A policy cloned from the demonstrations or from the arbitrary dataset."""
+    """A policy cloned from the demonstrations, or from the arbitrary dataset or its best episodes."""
 
     kind: Literal["bc"]
     data: Literal["demonstrations", "dataset"] = "demonstrations"
+    top: float = Field(default=1.0, gt=0, le=1)
+    """With ``data: dataset``, clone the episodes of highest return that hold this share of the transitions."""
     method: BCConfig
     training: TrainingConfig
 
 
 @config
 class DualPolicyConfig:
-    """A policy from the dual game, with a perceptron critic or with the pretrained dynamics representation."""
+    """A policy from the dual game, with a perceptron critic."""
 
-    kind: Literal["value_dice", "repr_value_dice"]
+    kind: Literal["value_dice"]
     absorbing: bool = False
-    """Lead terminated episodes into an absorbing state (ValueDICE); the encoder must have been trained so, too."""
+    """Lead terminated episodes into an absorbing state."""
     method: ValueDICEConfig
     training: TrainingConfig
 
 
-PolicyConfig = Annotated[CloningPolicyConfig | DualPolicyConfig, Field(discriminator="kind")]
+@config
+class ReprDualPolicyConfig:
+    """A policy from the dual game, with a critic on the pretrained dynamics representation."""
+
+    kind: Literal["repr_value_dice"]
+    absorbing: bool = False
+    """Lead terminated episodes into an absorbing state; the encoder must have been trained so, too."""
+    method: ReprValueDICEConfig
+    training: TrainingConfig
+
+
+@config
+class WeightedPolicyConfig:
+    """A policy cloned from the arbitrary dataset, with weights that the demonstrations determine."""
+
+    kind: Literal["smodice"]
+    absorbing: bool = False
+    """Lead terminated episodes into an absorbing state."""
+    method: SMODICEConfig
+    training: TrainingConfig
+
+
+AnyPolicyConfig = CloningPolicyConfig | DualPolicyConfig | ReprDualPolicyConfig | WeightedPolicyConfig
+PolicyConfig = Annotated[AnyPolicyConfig, Field(discriminator="kind")]
 
 
 @config
@@ -50,9 +83,14 @@ class ImitateConfig:
     policies: dict[str, PolicyConfig]
 
 
+def needs_encoder(c: AnyPolicyConfig) -> bool:
+    """Whether a policy reads the dynamics representation."""
+    return isinstance(c, ReprDualPolicyConfig)
+
+
 def imitate(
     name: str,
-    c: CloningPolicyConfig | DualPolicyConfig,
+    c: AnyPolicyConfig,
     demonstrations: Dataset,
     arbitrary: Dataset,
     encoder: DynamicsEncoder | None,
@@ -63,47 +101,73 @@ def imitate(
     Args:
         name: of the policy, for messages.
         c: its configuration.
-        demonstrations: expert episodes with actions.
-        arbitrary: any episodes of the same system.
-        encoder: the dynamics representation, for ``repr_value_dice``.
+        demonstrations: expert episodes; ``smodice`` on states needs no actions.
+        arbitrary: any episodes of the same system, with actions.
+        encoder: the dynamics representation, for policies that ``needs_encoder``.
         run: names, seeds and folders.
 
     Raises:
-        ValueError: if data it needs has no actions, or observation, action or replica counts disagree.
+        ValueError: if data it needs has no actions or no returns, or observation, action or replica counts disagree.
     """
     _check(name, c, demonstrations, arbitrary, encoder, run)
     torch.manual_seed(run.seed)
     device = training_device()
     shape = (run.replicas, c.training.batch_size)
-    bounds = demonstrations.spec.action_low, demonstrations.spec.action_high
-    learner: BC | ValueDICE
+    spec = demonstrations.spec if demonstrations.spec.action_dim else arbitrary.spec
+    bounds = spec.action_low, spec.action_high
+    absorbing = not isinstance(c, CloningPolicyConfig) and c.absorbing
+    moments = observation_moments(arbitrary, absorbing=absorbing)
+
+    def table_of(episodes: list[Episode]) -> TransitionTable:
+        return TransitionTable.from_episodes(with_absorbing_states(episodes) if absorbing else episodes, device=device)
+
+    def draw(table: TransitionTable, generator: torch.Generator) -> Batch:
+        return table.gather(uniform(len(table), shape, generator, device))
+
+    learner: BC | ValueDICE | SMODICE
+    fingerprints = [demonstrations.fingerprint, arbitrary.fingerprint]
     if isinstance(c, CloningPolicyConfig):
-        source = demonstrations if c.data == "demonstrations" else arbitrary
-        table = TransitionTable.from_episodes(source.episodes, device=device)
-        learner = BC(c.method, run.replicas, *observation_moments(arbitrary), *bounds)
+        table = table_of(demonstrations.episodes if c.data == "demonstrations" else _best(arbitrary, c.top))
+        learner = BC(c.method, run.replicas, *moments, *bounds)
+        metric = "squared_error"
 
         def sample(generator: torch.Generator) -> Any:
-            return table.gather(uniform(len(table), shape, generator, device))
+            return draw(table, generator)
 
-        key, metric = run_key(run, c, source.fingerprint, arbitrary.fingerprint), "squared_error"
     else:
-        prepare = with_absorbing_states if c.absorbing else list
-        expert = TransitionTable.from_episodes(prepare(demonstrations.episodes), device=device)
-        replay = TransitionTable.from_episodes(prepare(arbitrary.episodes), device=device)
-        used = encoder if c.kind == "repr_value_dice" else None
-        mean, std = observation_moments(arbitrary, absorbing=c.absorbing)
-        learner = ValueDICE(c.method, run.replicas, mean, std, *bounds, used, absorbing=c.absorbing)
+        expert, other = table_of(demonstrations.episodes), table_of(arbitrary.episodes)
+        if isinstance(c, WeightedPolicyConfig):
+            learner = SMODICE(c.method, run.replicas, *moments, *bounds, absorbing=absorbing)
+            metric = "dual"
+            initial = other.initial
 
-        def sample(generator: torch.Generator) -> Any:
-            parts = (table.gather(uniform(len(table), shape, generator, device)) for table in (expert, replay))
-            return ImitationBatch(*map(_transitions, parts))
+            def sample(generator: torch.Generator) -> Any:
+                shown, seen = draw(expert, generator), draw(other, generator)
+                start = initial[uniform(len(initial), shape, generator, device)]
+                return OccupancyBatch(
+                    shown.observations, shown.actions, seen.observations, seen.actions, seen.next_observations, start
+                )
 
-        weights = () if used is None else used.state_dict().values()
-        key = run_key(run, c, demonstrations.fingerprint, arbitrary.fingerprint, digest(*weights))
-        metric = "objective"
+        else:
+            used = encoder if needs_encoder(c) else None
+            learner = ValueDICE(c.method, run.replicas, *moments, *bounds, used, absorbing=absorbing)
+            metric = "objective"
+            if used is not None:
+                fingerprints.append(digest(*used.state_dict().values()))
 
-    train(learner, sample, c.training, run=run, metric=metric, key=key)
+            def sample(generator: torch.Generator) -> Any:
+                return ImitationBatch(*(_transitions(draw(table, generator)) for table in (expert, other)))
+
+    train(learner, sample, c.training, run=run, metric=metric, key=run_key(run, c, *fingerprints))
     return learner.export(), {"saw": _saw(c, demonstrations, arbitrary)}
+
+
+def _best(dataset: Dataset, top: float) -> list[Episode]:
+    if top == 1.0:
+        return dataset.episodes
+    assert dataset.returns is not None
+    chosen = best_episodes(dataset.returns, [e.length for e in dataset.episodes], top)
+    return [dataset.episodes[i] for i in chosen]
 
 
 def _transitions(batch: Batch) -> Transitions:
@@ -112,50 +176,69 @@ def _transitions(batch: Batch) -> Transitions:
 
 def _check(
     name: str,
-    c: CloningPolicyConfig | DualPolicyConfig,
+    c: AnyPolicyConfig,
     demonstrations: Dataset,
     arbitrary: Dataset,
     encoder: DynamicsEncoder | None,
     run: Run,
 ) -> None:
     where = f"imitate.policies.{name}"
-    for dataset in (demonstrations, arbitrary):
-        if dataset.spec.action_dim == 0:
+    from_states = isinstance(c, WeightedPolicyConfig) and c.method.observe == "states"
+    from_dataset = isinstance(c, CloningPolicyConfig) and c.data == "dataset"
+    for dataset, needed in ((arbitrary, True), (demonstrations, not from_states and not from_dataset)):
+        if needed and dataset.spec.action_dim == 0:
             raise ValueError(f"{where}: dataset {dataset.name} has no actions; {c.kind} imitates actions")
-    if demonstrations.spec.observation_dim != arbitrary.spec.observation_dim:
-        raise ValueError(
-            f"{where}: demonstrations {demonstrations.name} have observations of {demonstrations.spec.observation_dim} "
-            f"numbers, {arbitrary.name} of {arbitrary.spec.observation_dim}"
-        )
-    if c.kind != "repr_value_dice":
+    if isinstance(c, CloningPolicyConfig) and c.top < 1:
+        if c.data == "demonstrations":
+            raise ValueError(f"{where}.top: found {c.top} with data: demonstrations, expected data: dataset")
+        if arbitrary.returns is None:
+            raise ValueError(f"{where}.top: found {c.top}, but dataset {arbitrary.name} has no returns to choose by")
+    for field in ("observation_dim", "action_dim"):
+        found, expected = getattr(demonstrations.spec, field), getattr(arbitrary.spec, field)
+        if found != expected and not (field == "action_dim" and found == 0):
+            raise ValueError(
+                f"{where}: {field}: found {found} in demonstrations {demonstrations.name}, expected {expected} as in "
+                f"{arbitrary.name}"
+            )
+    if not needs_encoder(c):
         return
+    assert not isinstance(c, CloningPolicyConfig)
     if encoder is None:
-        raise ValueError(f"{where}: repr_value_dice needs a dynamics encoder")
-    found = encoder.architecture
+        raise ValueError(f"{where}: {c.kind} needs a dynamics encoder")
+    architecture = encoder.architecture
     for field, got, wanted in (
-        ("observation_dim", found.observation_dim, demonstrations.spec.observation_dim),
-        ("action_dim", found.action_dim, demonstrations.spec.action_dim),
-        ("replicas", found.replicas, run.replicas),
-        ("absorbing", found.absorbing, c.absorbing),
+        ("observation_dim", architecture.observation_dim, arbitrary.spec.observation_dim),
+        ("action_dim", architecture.action_dim, arbitrary.spec.action_dim),
+        ("replicas", architecture.replicas, run.replicas),
+        ("absorbing", architecture.absorbing, c.absorbing),
     ):
         if got != wanted:
             raise ValueError(f"{where}: the dynamics encoder has {field} {got}, this run needs {wanted}")
 
 
-def _saw(c: CloningPolicyConfig | DualPolicyConfig, demonstrations: Dataset, arbitrary: Dataset) -> dict[str, str]:
+def _saw(c: AnyPolicyConfig, demonstrations: Dataset, arbitrary: Dataset) -> dict[str, str]:
     expert = describe(demonstrations)
     transitions = f"{sum(e.length for e in arbitrary.episodes):,} transitions without rewards"
     if isinstance(c, CloningPolicyConfig):
-        if c.data == "dataset":
-            return {"expert": "nothing", "other": transitions}
-        return {"expert": expert, "other": "nothing"}
-    if c.kind == "repr_value_dice":
+        if c.data == "demonstrations":
+            return {"expert": expert, "other": "nothing"}
+        if c.top < 1:
+            best = _best(arbitrary, c.top)
+            steps = sum(e.length for e in best)
+            return {
+                "expert": "nothing",
+                "other": f"{steps:,} transitions of the {len(best)} episodes of highest return",
+            }
+        return {"expert": "nothing", "other": transitions}
+    if isinstance(c, ReprDualPolicyConfig):
         return {"expert": expert, "other": f"{transitions}, through phi and mu"}
+    if isinstance(c, WeightedPolicyConfig) and c.method.observe == "states":
+        return {"expert": describe(demonstrations, actions=False), "other": transitions}
     return {"expert": expert, "other": transitions}
 
 
-def describe(demonstrations: Dataset) -> str:
-    """What a demonstration dataset shows, in words."""
+def describe(demonstrations: Dataset, *, actions: bool = True) -> str:
+    """What a demonstration dataset shows, in words; with ``actions`` false its actions, if any, are not used."""
     count, steps = len(demonstrations.episodes), sum(e.length for e in demonstrations.episodes)
-    content = "observations and actions" if demonstrations.spec.action_dim else "observations only"
+    content = "observations and actions" if actions and demonstrations.spec.action_dim else "observations only"
     return f"{count} episode{'s' if count > 1 else ''} ({steps:,} steps), {content}"

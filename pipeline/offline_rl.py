@@ -14,6 +14,7 @@ from dynarep.pipeline.encoders import Policy
 from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
 from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
 from dynarep.pipeline.methods.otr import return_range_scale
+from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
 from dynarep.pipeline.params import config
 
 TRUE_REWARD = "true"
@@ -22,22 +23,24 @@ TRUE_REWARD = "true"
 
 @config
 class OfflinePolicyConfig:
-    """One policy: which reward it learns from."""
+    """One policy: which reward it learns from, and by which method."""
 
     rewards: str
     """A method of the relabel stage, or ``true`` for the dataset's own reward."""
+    learner: Literal["iql", "td3_bc"] = "iql"
 
 
 @config
 class OfflineRLConfig:
-    """Section ``offline_rl``: the policies by name, all with the same method and budget."""
+    """Section ``offline_rl``: the policies by name, the settings of their learners, and the budget they share."""
 
     policies: dict[str, OfflinePolicyConfig]
     reward_scale: Literal["return_range", "none"] = "return_range"
     """``return_range`` multiplies rewards by 1000 / (largest - smallest episode return), as OTR does."""
     reward_bias: float = 0.0
     """Added after scaling; OTR uses -2 for AntMaze."""
-    method: IQLConfig
+    iql: IQLConfig = IQLConfig()
+    td3_bc: TD3BCConfig = TD3BCConfig()
     training: TrainingConfig
 
 
@@ -68,17 +71,35 @@ def scaled_rewards(dataset: Dataset, rewards: dict[str, Tensor] | None, replicas
     return (flat + c.reward_bias).expand(replicas, -1).contiguous()
 
 
-def offline_rl(c: OfflineRLConfig, dataset: Dataset, rewards: Tensor, run: Run) -> Policy:
-    """Train one policy by IQL.
+def next_actions(dataset: Dataset, table: TransitionTable) -> Tensor:
+    """The action that was recorded after each row of a dataset's table, NaN at the end of an episode: (N, action_dim).
+
+    Raises:
+        ValueError: if transitions do not follow each other, which leaves the next action unknown.
+    """
+    for episode in dataset.episodes:
+        if episode.next_observations is not None:
+            raise ValueError(
+                f"offline_rl.td3_bc.critic_penalty: found a value above 0, but transitions of episode {episode.id} of "
+                f"dataset {dataset.name} do not follow each other; expected 0"
+            )
+    row = torch.arange(len(table), device=table.last.device)
+    following = table.gather(torch.minimum(row + 1, table.last)).actions
+    return torch.where((row == table.last).unsqueeze(-1), torch.nan, following)
+
+
+def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset, rewards: Tensor, run: Run) -> Policy:
+    """Train one policy.
 
     Args:
         c: the section.
+        policy: the one of its policies to train.
         dataset: transitions with actions.
         rewards: from ``scaled_rewards``, (R, N).
         run: names, seeds and folders.
 
     Raises:
-        ValueError: if the dataset has no actions.
+        ValueError: if the dataset has no actions, or no next actions where they are needed.
     """
     if dataset.spec.action_dim == 0:
         raise ValueError(f"offline_rl: dataset {dataset.name} has no actions")
@@ -86,17 +107,25 @@ def offline_rl(c: OfflineRLConfig, dataset: Dataset, rewards: Tensor, run: Run) 
     device = training_device()
     table = TransitionTable.from_episodes(dataset.episodes, device=device)
     rewards = rewards.to(device)
-    bounds = dataset.spec.action_low, dataset.spec.action_high
-    learner = IQL(c.method, run.replicas, *observation_moments(dataset), *bounds)
     shape = (run.replicas, c.training.batch_size)
+    form = run.replicas, *observation_moments(dataset), dataset.spec.action_low, dataset.spec.action_high
+    learner: IQL | TD3BC
+    following = None
+    if policy.learner == "iql":
+        learner, metric = IQL(c.iql, *form), "value"
+    else:
+        learner, metric = TD3BC(c.td3_bc, *form), "q"
+        if c.td3_bc.critic_penalty > 0:
+            following = next_actions(dataset, table)
 
-    def sample(generator: torch.Generator) -> RewardBatch:
+    def sample(generator: torch.Generator) -> RewardBatch | SARSABatch:
         index = uniform(len(table), shape, generator, device)
         batch = table.gather(index)
-        return RewardBatch(
-            batch.observations, batch.actions, rewards.gather(1, index), batch.terminated, batch.next_observations
-        )
+        fields = batch.observations, batch.actions, rewards.gather(1, index), batch.terminated, batch.next_observations
+        if policy.learner == "iql":
+            return RewardBatch(*fields)
+        return SARSABatch(*fields, None if following is None else following[index])
 
-    key = run_key(run, c.method, c.training, dataset.fingerprint, digest(rewards))
-    train(learner, sample, c.training, run=run, metric="value", key=key)
+    key = run_key(run, learner.config, c.training, dataset.fingerprint, digest(rewards))
+    train(learner, sample, c.training, run=run, metric=metric, key=key)
     return learner.export()

@@ -1,11 +1,11 @@
-"""The stage that gives every transition of a dataset a reward by optimal transport to demonstrations without actions."""
+"""The stage that gives every transition of a dataset a reward by comparison with demonstrations."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep.data.sampling import uniform
 from dynarep.data.schema import NAME, Episode
 from dynarep.data.shards import Dataset
-from dynarep.pipeline.methods import ailot, otr
+from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train
+from dynarep.pipeline.methods import ailot, distance, otr
 from dynarep.pipeline.methods.ailot import AILOTConfig
+from dynarep.pipeline.methods.distance import NearestConfig, SegmentConfig
+from dynarep.pipeline.methods.occupancy import OccupancyConfig, expert_weights, occupancy_reward
 from dynarep.pipeline.methods.otr import OTRConfig
-from dynarep.pipeline.networks import Normaliser
+from dynarep.pipeline.methods.rnd import RND, RNDConfig, novelty_reward, transitions
 from dynarep.pipeline.params import Field, config
+from dynarep.pipeline.spaces import Space, SpaceName, points_of
 from dynarep.pipeline.transport import Labels, pad_with_last
-
-SpaceName = Literal["intent", "raw", "standardised"]
 
 TRUE_REWARD = "true"
 """A name that methods cannot have: it stands for the dataset's own reward."""
@@ -49,7 +52,49 @@ class OTRMethodConfig:
     method: OTRConfig = OTRConfig()
 
 
-MethodConfig = Annotated[AILOTMethodConfig | OTRMethodConfig, Field(discriminator="kind")]
+@config
+class NearestMethodConfig:
+    """Rewards from the nearest expert state, and the space in which it is sought; the published one is ``raw``."""
+
+    kind: Literal["nearest"]
+    space: SpaceName = "raw"
+    method: NearestConfig = NearestConfig()
+
+
+@config
+class SegmentMethodConfig:
+    """Rewards from the nearest expert state of the corresponding segment, and the space in which it is sought."""
+
+    kind: Literal["segment"]
+    space: SpaceName = "raw"
+    method: SegmentConfig = SegmentConfig()
+
+
+@config
+class RNDMethodConfig:
+    """Rewards by random network distillation, and the space whose points it reads; the published one is ``raw``."""
+
+    kind: Literal["rnd"]
+    space: SpaceName = "raw"
+    method: RNDConfig = RNDConfig()
+    training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        if self.training.snapshots > 1:
+            raise ValueError(f"training.snapshots: found {self.training.snapshots}, expected 1: no model is kept")
+
+
+@config
+class OccupancyMethodConfig:
+    """Rewards from the expert's occupancy ratio, from phi and mu of the dynamics representation; needs expert actions."""
+
+    kind: Literal["occupancy"]
+    method: OccupancyConfig = OccupancyConfig()
+
+
+ComparisonConfig = AILOTMethodConfig | OTRMethodConfig | NearestMethodConfig | SegmentMethodConfig
+AnyMethodConfig = ComparisonConfig | RNDMethodConfig | OccupancyMethodConfig
+MethodConfig = Annotated[AnyMethodConfig, Field(discriminator="kind")]
 
 
 @config
@@ -66,28 +111,24 @@ class RelabelConfig:
                 raise ValueError(f"methods: found the name {name!r}, expected letters, digits, '-' and '_', not 'true'")
 
 
+def spaces_of(c: AnyMethodConfig) -> tuple[SpaceName, ...]:
+    """The spaces that a method reads."""
+    return ("phi", "mu") if isinstance(c, OccupancyMethodConfig) else (c.space,)
+
+
 def smoke(c: RelabelConfig) -> RelabelConfig:
     """A few iterations only, to see that everything fits together."""
 
-    def shortened(method: AILOTMethodConfig | OTRMethodConfig) -> AILOTMethodConfig | OTRMethodConfig:
+    def shortened(method: AnyMethodConfig) -> AnyMethodConfig:
         if isinstance(method, AILOTMethodConfig):
             return replace(method, method=replace(method.method, max_iterations=3))
-        return replace(method, method=replace(method.method, max_iterations=3))
+        if isinstance(method, OTRMethodConfig):
+            return replace(method, method=replace(method.method, max_iterations=3))
+        if isinstance(method, RNDMethodConfig):
+            return replace(method, training=method.training.smoke())
+        return method
 
     return replace(c, methods={name: shortened(method) for name, method in c.methods.items()})
-
-
-@dataclass(frozen=True)
-class Space:
-    """Where states are compared.
-
-    Args:
-        embed: observations (T, obs_dim) to points (R, T, d), for R replicas.
-        calibration: (R,), makes the squared distance of one step 1 on average.
-    """
-
-    embed: Callable[[Tensor], Tensor]
-    calibration: Tensor
 
 
 @dataclass(frozen=True)
@@ -98,117 +139,168 @@ class Relabelling:
         rewards: per episode id (R, T) float32.
         returns: one row per episode: ``episode``, ``length``, ``relabelled`` (mean over replicas), ``true`` (or None).
         example: of one episode and its best expert, for the first replica: ``coupling`` and ``cost`` (Ta, Te),
-            ``rewards`` (Ta,), ``true_rewards`` (Ta,) if known, ``agent`` and ``expert`` ids.
+            ``rewards`` (Ta,), ``true_rewards`` (Ta,) if known, ``agent`` and ``expert`` ids. None where a method
+            couples no steps.
         metrics: means over episodes, experts and replicas; None where the true reward is not known.
     """
 
     rewards: dict[str, np.ndarray]
     returns: list[dict[str, Any]]
-    example: dict[str, Any]
+    example: dict[str, Any] | None
     metrics: dict[str, Any]
 
 
-def observation_space(dataset: Dataset, device: torch.device, *, standardise: bool) -> Space:
-    """Observations as they are, or standardised by the dataset's moments, as a space of one replica.
-
-    Raises:
-        ValueError: if no observation of the dataset differs from its successor.
-    """
-    embed: torch.nn.Module = torch.nn.Identity()
-    if standardise:
-        mean, std = (torch.tensor(dataset.statistics[f"observation_{moment}"]) for moment in ("mean", "std"))
-        embed = Normaliser(mean, std).to(device)
-    total, count = 0.0, 0
-    for episode in dataset.episodes:
-        now, following = (embed(torch.from_numpy(x).to(device)) for x in (episode.current, episode.successors))
-        total += float((following - now).double().square().sum())
-        count += episode.length
-    if total == 0.0:
-        raise ValueError(f"dataset {dataset.name}: no observation differs from its successor, so a step has no length")
-    return Space(lambda observations: embed(observations).unsqueeze(0), torch.tensor([count / total]))
-
-
-@torch.no_grad()
 def relabel(
     name: str,
-    c: AILOTMethodConfig | OTRMethodConfig,
+    c: AnyMethodConfig,
     dataset: Dataset,
     demonstrations: Dataset,
-    intent: Space | None,
+    spaces: Mapping[SpaceName, Space],
     device: torch.device,
+    run: Run,
 ) -> Relabelling:
-    """Reward every transition of ``dataset``; actions and rewards of either side are not used.
+    """Reward every transition of ``dataset``; rewards of either side are not used, actions where the space reads them.
 
-    An episode is its states s_0..s_{T-1}. It is compared with each demonstration on its own, of which the best one counts.
+    An episode is its states s_0..s_{T-1}. It is compared with each demonstration on its own, of which the best one
+    counts, or judged by a network that has seen them all.
 
     Args:
         name: of the method, for messages.
         c: its configuration.
         dataset: the episodes to reward; their true rewards, if any, serve the metrics alone.
         demonstrations: expert episodes.
-        intent: the space of the intent encoder; needed where ``c.space`` is ``intent``.
+        spaces: those of ``spaces_of(c)``, for ``dataset``.
         device: where to compute.
+        run: names, seeds and folders, for a method that is trained.
 
     Raises:
-        ValueError: if the observations of both datasets differ in size, the intent space is missing, or a space has
-            values that are not finite.
+        ValueError: if observations or, where they are read, actions of both datasets differ in size or are missing, if
+            replicas disagree, or if a space has values that are not finite.
     """
     where = f"relabel.methods.{name}"
+    for space in spaces_of(c):
+        _check(where, c, dataset, demonstrations, space, spaces[space])
+    try:
+        labeller: _Comparison | _Distillation | _Occupancy
+        if isinstance(c, OccupancyMethodConfig):
+            labeller = _Occupancy(c.method, spaces["phi"], spaces["mu"], demonstrations.episodes, device)
+        elif isinstance(c, RNDMethodConfig):
+            labeller = _Distillation(c, spaces[c.space], dataset, demonstrations, device, run)
+        else:
+            labeller = _Comparison(c, spaces[c.space], demonstrations.episodes, dataset.spec.action_dim, device)
+        rewards: dict[str, np.ndarray] = {}
+        with torch.no_grad():
+            for chunk in _progress(labeller.chunks(dataset.episodes), len(dataset.episodes), f"relabel/{name}"):
+                rewards.update(labeller.rewards(chunk))
+            example = labeller.example(dataset.episodes, rewards)
+            metrics = labeller.metrics()
+    except ValueError as error:
+        raise ValueError(f"{where}: {dataset.name} against {demonstrations.name}: {error}") from error
+    rewards = {episode.id: rewards[episode.id] for episode in dataset.episodes}
+    return Relabelling(rewards, _returns(dataset, rewards), example, {**metrics, **agreement(dataset, rewards)})
+
+
+def _check(
+    where: str, c: AnyMethodConfig, dataset: Dataset, demonstrations: Dataset, name: SpaceName, space: Space
+) -> None:
     sizes = demonstrations.spec.observation_dim, dataset.spec.observation_dim
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"{where}: observations of {demonstrations.name} have {sizes[0]} numbers, those of {dataset.name} {sizes[1]}"
         )
-    space = intent if c.space == "intent" else observation_space(dataset, device, standardise=c.space == "standardised")
-    if space is None:
-        raise ValueError(f"{where}.space: intent needs an intent encoder")
-    try:
-        solver = _Solver(c, space, demonstrations.episodes, device)
-        rewards: dict[str, np.ndarray] = {}
-        for chunk in _progress(solver.chunks(dataset.episodes), len(dataset.episodes), f"relabel/{name}"):
-            rewards.update(solver.rewards(chunk))
-        example = solver.example(dataset.episodes, rewards)
-    except ValueError as error:
-        raise ValueError(f"{where}: {dataset.name} against {demonstrations.name}: {error}") from error
-    rewards = {episode.id: rewards[episode.id] for episode in dataset.episodes}
-    metrics = {**solver.metrics(), **agreement(dataset, rewards)}
-    return Relabelling(rewards, _returns(dataset, rewards), example, metrics)
+    if space.reads_actions:
+        for side in (demonstrations, dataset):
+            if side.spec.action_dim == 0:
+                raise ValueError(f"{where}: space {name} needs actions, but {side.name} has none")
+        sizes = demonstrations.spec.action_dim, dataset.spec.action_dim
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{where}: actions of {demonstrations.name} have {sizes[0]} numbers, those of {dataset.name} {sizes[1]}"
+            )
+    divides = isinstance(c, NearestMethodConfig | SegmentMethodConfig) and c.method.divide_by_action_dim
+    if divides and dataset.spec.action_dim == 0:
+        raise ValueError(f"{where}.method.divide_by_action_dim: {dataset.name} has no actions")
 
 
-class _Solver:
-    """One method against all demonstrations, whose embeddings it keeps."""
+class _Embedding:
+    """A space, on a device, that refuses points that are not finite."""
 
-    def __init__(
-        self, c: AILOTMethodConfig | OTRMethodConfig, space: Space, experts: Sequence[Episode], device: torch.device
-    ) -> None:
-        self.config, self.device = c, device
-        self.embed = space.embed
+    def __init__(self, space: Space, name: str, device: torch.device) -> None:
+        self.space, self.name, self.device = space, name, device
         self.calibration = space.calibration.to(device)
         if not (self.calibration.isfinite() & (self.calibration > 0)).all():
             raise ValueError(
-                f"space {c.space}: found the calibration {self.calibration.tolist()}, expected positive numbers"
+                f"space {name}: found the calibration {self.calibration.tolist()}, expected positive numbers"
             )
-        self.experts = experts
-        self.embedded_experts = [self._embed(expert) for expert in experts]
-        self.replicas = len(self.embedded_experts[0])
-        self.totals: dict[str, list[Tensor]] = {"marginal_error": [], "iterations": [], "dropped_mass": []}
 
-    def _embed(self, episode: Episode) -> Tensor:
-        points = self.embed(torch.from_numpy(episode.current).to(self.device))
+    def __call__(self, episode: Episode) -> Tensor:
+        """Points (R, T, d) of the steps of an episode."""
+        points = points_of(self.space.embed, episode, self.device)
         if not points.isfinite().all():
-            raise ValueError(f"episode {episode.id}: its points in space {self.config.space} are not finite")
+            raise ValueError(f"episode {episode.id}: its points in space {self.name} are not finite")
         return points
 
-    def label(self, points: Sequence[Tensor], expert: int) -> Labels:
-        """Label episodes of points (R, T, d) against one expert: problems (E * R), replicas together."""
-        agent, agent_lengths = pad_with_last([x for episode in points for x in episode])
-        experts = self.embedded_experts[expert].repeat(len(points), 1, 1)
-        expert_lengths = torch.full_like(agent_lengths, experts.shape[1])
-        calibration = self.calibration.repeat(len(points))
-        arguments = agent, agent_lengths, experts, expert_lengths, calibration
-        if isinstance(self.config, AILOTMethodConfig):
-            return ailot.label(*arguments, self.config.method)
-        return otr.label(*arguments, self.config.method)
+
+@dataclass(frozen=True)
+class _Compared:
+    """What every method of comparison says of B agent episodes, each against one expert episode.
+
+    Args:
+        rewards: (B, n), 0 on padding.
+        metrics: numbers of each problem, (B,) each.
+        coupling: how much of each of the agent's steps goes to each of the expert's, and what that costs: (B, n, m)
+            both, made when asked for.
+    """
+
+    rewards: Tensor
+    metrics: dict[str, Tensor]
+    coupling: Callable[[], tuple[Tensor, Tensor]]
+
+
+def _transported(labels: Labels) -> _Compared:
+    metrics = {
+        "marginal_error": labels.transport.marginal_error,
+        "iterations": labels.transport.iterations.float(),
+        "dropped_mass": labels.dropped_mass,
+    }
+    return _Compared(labels.rewards, metrics, lambda: (labels.transport.coupling, labels.cost))
+
+
+class _Comparison:
+    """One method against each demonstration, whose embeddings it keeps."""
+
+    def __init__(
+        self, c: ComparisonConfig, space: Space, experts: Sequence[Episode], action_dim: int, device: torch.device
+    ) -> None:
+        self.config, self.device, self.action_dim = c, device, action_dim
+        self.embed = _Embedding(space, c.space, device)
+        self.experts = experts
+        with torch.no_grad():
+            self.embedded_experts = [self.embed(expert) for expert in experts]
+        self.replicas = len(self.embedded_experts[0])
+        self.totals: dict[str, list[Tensor]] = {}
+
+    def compare(self, points: Sequence[Tensor], expert: int) -> _Compared:
+        """Compare episodes of points (R, T, d) with one expert: problems (E * R), replicas together."""
+        c = self.config
+        x, lengths = pad_with_last([x for episode in points for x in episode])
+        y = self.embedded_experts[expert].repeat(len(points), 1, 1)
+        expert_lengths = torch.full_like(lengths, y.shape[1])
+        calibration = self.embed.calibration.repeat(len(points))
+        arguments = x, lengths, y, expert_lengths, calibration
+        if isinstance(c, AILOTMethodConfig):
+            return _transported(ailot.label(*arguments, c.method))
+        if isinstance(c, OTRMethodConfig):
+            return _transported(otr.label(*arguments, c.method))
+        matches = distance.label(*arguments, c.method, self.action_dim)
+
+        def coupling() -> tuple[Tensor, Tensor]:
+            cost = ailot.squared_distance(*(distance.with_lookahead(points, c.method.lookahead) for points in (x, y)))
+            if c.method.units == "calibrated":
+                cost.mul_(calibration[:, None, None])
+            return distance.hard_coupling(matches.steps, lengths, y.shape[1]), cost
+
+        return _Compared(matches.rewards, {}, coupling)
 
     def chunks(self, episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
         """Episodes of similar length, together at most ``BATCH_ELEMENTS``; one at a time on a CPU."""
@@ -222,44 +314,150 @@ class _Solver:
 
     def rewards(self, episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
         """Rewards (R, T) of the best expert, per episode id."""
-        points = [self._embed(episode) for episode in episodes]
-        by_state = isinstance(self.config, AILOTMethodConfig) and self.config.method.best_expert == "state"
+        points = [self.embed(episode) for episode in episodes]
         best: Tensor | None = None
         for expert in range(len(self.experts)):
-            labels = self.label(points, expert)
-            self.totals["marginal_error"].append(labels.transport.marginal_error)
-            self.totals["iterations"].append(labels.transport.iterations.float())
-            self.totals["dropped_mass"].append(labels.dropped_mass)
-            best = labels.rewards if best is None else better(best, labels.rewards, by_state=by_state)
+            compared = self.compare(points, expert)
+            for key, value in compared.metrics.items():
+                self.totals.setdefault(key, []).append(value)
+            best = compared.rewards if best is None else better(best, compared.rewards, by_state=self.by_state)
         assert best is not None
         table = best.view(len(episodes), self.replicas, -1).cpu().numpy()
         return {episode.id: row[:, : episode.length].copy() for episode, row in zip(episodes, table, strict=True)}
 
+    @property
+    def by_state(self) -> bool:
+        """Whether each state takes its own best expert; a search always does, because the nearest state is of one pool."""
+        if isinstance(self.config, AILOTMethodConfig):
+            return self.config.method.best_expert == "state"
+        return not isinstance(self.config, OTRMethodConfig)
+
     def metrics(self) -> dict[str, Any]:
         """Means over all problems solved, and the largest marginal error."""
         values = {key: torch.cat(parts) for key, parts in self.totals.items()}
-        return {
-            "replicas": self.replicas,
-            "experts": len(self.experts),
-            **{key: float(value.mean()) for key, value in values.items()},
-            "marginal_error_max": float(values["marginal_error"].max()),
-        }
+        found: dict[str, Any] = {"replicas": self.replicas, "experts": len(self.experts)}
+        found |= {key: float(value.mean()) for key, value in values.items()}
+        if "marginal_error" in values:
+            found["marginal_error_max"] = float(values["marginal_error"].max())
+        return found
 
     def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> dict[str, Any]:
         """The coupling of an episode of median length among the longest third with its best expert."""
         ordered = sorted(episodes, key=lambda episode: -episode.length)
         agent = ordered[math.ceil(len(ordered) / 3) // 2]
-        points = [self._embed(agent)]
-        labels = [self.label(points, expert) for expert in range(len(self.experts))]
-        best = max(range(len(labels)), key=lambda expert: float(labels[expert].rewards[0].sum()))
+        points = [self.embed(agent)]
+        compared = [self.compare(points, expert) for expert in range(len(self.experts))]
+        best = max(range(len(compared)), key=lambda expert: float(compared[expert].rewards[0].sum()))
+        coupling, cost = compared[best].coupling()
         arrays = {
-            "coupling": labels[best].transport.coupling[0].cpu().numpy(),
-            "cost": labels[best].cost[0].cpu().numpy(),
+            "coupling": coupling[0].cpu().numpy(),
+            "cost": cost[0].cpu().numpy(),
             "rewards": rewards[agent.id][0],
             "agent": agent.id,
             "expert": self.experts[best].id,
         }
         return arrays if agent.rewards is None else {**arrays, "true_rewards": agent.rewards}
+
+
+class _Distillation:
+    """Random network distillation, trained on the transitions of all demonstrations."""
+
+    def __init__(
+        self,
+        c: RNDMethodConfig,
+        space: Space,
+        dataset: Dataset,
+        demonstrations: Dataset,
+        device: torch.device,
+        run: Run,
+    ) -> None:
+        self.config, self.replicas, self.experts = c.method, run.replicas, len(demonstrations.episodes)
+        self.embed = _Embedding(space, c.space, device)
+        with torch.no_grad():
+            pairs = torch.cat([transitions(self.embed(expert)) for expert in demonstrations.episodes], 1)
+            mean, unit = moments(self.embed(episode) for episode in dataset.episodes)
+        if len(pairs) not in (1, run.replicas):
+            raise ValueError(f"space {c.space} has {len(pairs)} replicas, this run has {run.replicas}")
+        torch.manual_seed(run.seed)
+        self.learner = RND(c.method, run.replicas, mean.cpu(), unit.cpu())
+        shape, replica = (run.replicas, c.training.batch_size), torch.arange(len(pairs), device=device).unsqueeze(1)
+
+        def sample(generator: torch.Generator) -> Tensor:
+            return pairs[replica, uniform(pairs.shape[1], shape, generator, device)]
+
+        key = run_key(run, c, dataset.fingerprint, demonstrations.fingerprint, digest(pairs, mean, unit))
+        train(self.learner, sample, c.training, run=run, metric="loss", key=key)
+        self.learner.to(device)
+        with torch.no_grad():
+            self.expert_error = float(self.learner.error(pairs).mean())
+        self.errors: list[Tensor] = []
+
+    def chunks(self, episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
+        """One episode at a time."""
+        return ([episode] for episode in episodes)
+
+    def rewards(self, episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
+        """Rewards (R, T) per episode id."""
+        found = {}
+        for episode in episodes:
+            error = self.learner.error(transitions(self.embed(episode)))
+            self.errors.append(error.mean(0))
+            found[episode.id] = novelty_reward(error, self.config.scale, self.config.temperature).cpu().numpy()
+        return found
+
+    def metrics(self) -> dict[str, Any]:
+        """Mean prediction error over the dataset, and over the transitions that were learned."""
+        errors = {"error": float(torch.cat(self.errors).mean()), "expert_error": self.expert_error}
+        return {"replicas": self.replicas, "experts": self.experts, **errors}
+
+    def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> None:
+        """None: no step of an episode is coupled with one of an expert's."""
+
+
+class _Occupancy:
+    """The expert's occupancy ratio at the state that each transition leads to."""
+
+    def __init__(
+        self, c: OccupancyConfig, phi: Space, mu: Space, experts: Sequence[Episode], device: torch.device
+    ) -> None:
+        self.config, self.device, self.experts = c, device, len(experts)
+        self.mu = mu
+        embed = _Embedding(phi, "phi", device)
+        with torch.no_grad():
+            self.weights = expert_weights(torch.cat([embed(expert) for expert in experts], 1), c.gamma)
+
+    def chunks(self, episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
+        """One episode at a time."""
+        return ([episode] for episode in episodes)
+
+    def rewards(self, episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
+        """Rewards (R, T) per episode id."""
+        found = {}
+        for episode in episodes:
+            mu_next = self.mu.embed(torch.from_numpy(episode.successors).to(self.device), None)
+            rewards = occupancy_reward(mu_next, self.weights, self.config.gamma, self.config.scale)
+            if not rewards.isfinite().all():
+                raise ValueError(f"episode {episode.id}: its occupancy ratios are not finite")
+            found[episode.id] = rewards.cpu().numpy()
+        return found
+
+    def metrics(self) -> dict[str, Any]:
+        """How many replicas and demonstrations there are."""
+        return {"replicas": len(self.weights), "experts": self.experts}
+
+    def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> None:
+        """None: no step of an episode is coupled with one of an expert's."""
+
+
+def moments(points: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean (R, d), and the root mean square (R,) of what is left over states and coordinates, of points (R, T, d)."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in points:
+        count += part.shape[1]
+        total = total.to(part.device) + part.double().sum(1)
+        squares = squares.to(part.device) + part.double().square().sum(1)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).mean(1).clamp(min=0.0).sqrt().float()
 
 
 def better(rewards: Tensor, others: Tensor, *, by_state: bool) -> Tensor:

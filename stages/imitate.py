@@ -8,13 +8,13 @@ def main(stage: Stage) -> None:
     from dataclasses import replace
 
     from dynarep.pipeline.artifacts import load_dynamics_encoder, save_artifact
-    from dynarep.pipeline.imitate import ImitateConfig, imitate
+    from dynarep.pipeline.imitate import ImitateConfig, imitate, needs_encoder
 
     c = stage.config(ImitateConfig)
     demonstrations, arbitrary = stage.dataset(c.demonstrations), stage.dataset(c.dataset)
     encoder = None
-    if any(policy.kind == "repr_value_dice" for policy in c.policies.values()):
-        dim = demonstrations.spec.observation_dim
+    if any(map(needs_encoder, c.policies.values())):
+        dim = arbitrary.spec.observation_dim
         encoder = load_dynamics_encoder(stage.artifacts / "pretrain_dynamics", observation_dim=dim)
     with stage.output() as folder:
         run = stage.run(folder)

@@ -1,4 +1,4 @@
-"""Learn every policy of ``offline_rl.policies`` by IQL on relabelled or true rewards."""
+"""Learn every policy of ``offline_rl.policies`` on relabelled or true rewards, by its learner."""
 
 from dynarep.pipeline.run import Stage, stage_main, write_json
 
@@ -35,10 +35,11 @@ def main(stage: Stage) -> None:
                 stored = {episode: torch.from_numpy(values) for episode, values in rewards.items()}
                 saw = {"expert": describe(demonstrations), "other": f"{transitions} without rewards"}
             within = run.within(name)
-            model = offline_rl(c, dataset, scaled_rewards(dataset, stored, run.replicas, c), within)
+            model = offline_rl(c, policy, dataset, scaled_rewards(dataset, stored, run.replicas, c), within)
             metadata = {**stage.provenance(dataset, model=name), "demonstrations": demonstrations.name, "saw": saw}
-            save_artifact(within.output, model, {**metadata, "rewards": policy.rewards})
-            summary[name] = {"updates": c.training.updates, "batch_size": c.training.batch_size}
+            save_artifact(within.output, model, {**metadata, "rewards": policy.rewards, "learner": policy.learner})
+            budget = {"updates": c.training.updates, "batch_size": c.training.batch_size}
+            summary[name] = {"learner": policy.learner, **budget}
         write_json(folder / "metrics.json", summary)
 
 

@@ -1,9 +1,16 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dynarep.pipeline.methods.bc import BC, BCConfig
+from dynarep.data.schema import Episode
+from dynarep.data.shards import Dataset, load_dataset, write_dataset
+from dynarep.pipeline.engine import Run, TrainingConfig
+from dynarep.pipeline.imitate import CloningPolicyConfig, imitate
+from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes
 
 torch.set_num_threads(1)
 
@@ -87,3 +94,64 @@ def test_export_is_a_copy() -> None:
     before = policy.act(s)
     torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
     assert torch.equal(policy.act(s), before)
+
+
+@pytest.mark.parametrize(
+    ("returns", "lengths", "share", "expected"),
+    [
+        ([1.0, 5.0, 3.0, 4.0], [10, 10, 10, 10], 0.5, [1, 3]),  # the best half
+        ([1.0, 5.0, 3.0, 4.0], [10, 10, 10, 10], 0.74, [1, 3]),  # a third would exceed the share
+        ([1.0, 5.0, 3.0, 4.0], [10, 10, 10, 10], 1.0, [0, 1, 2, 3]),
+        ([1.0, 5.0, 3.0, 4.0], [10, 90, 10, 10], 0.1, [1]),  # at least one, however long
+        ([1.0, 5.0, 3.0, 4.0], [5, 10, 60, 15], 0.5, [1, 3]),  # stops at the first that does not fit
+        ([-2.0, 7.0, 7.0], [1, 1, 1], 0.34, [1]),  # of equals the earlier one
+    ],
+)
+def test_best_episodes(returns: list[float], lengths: list[int], share: float, expected: list[int]) -> None:
+    assert best_episodes(returns, lengths, share) == expected
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, make_episode: Callable[..., Episode]) -> Dataset:
+    """Two episodes of 100 steps: an action of -0.5 with a return of -1, 0.5 with 100."""
+    episodes = []
+    for i, level in enumerate((-0.5, 0.5)):
+        e = make_episode(100, f"e-{i}", seed=i)
+        assert e.actions is not None
+        assert e.rewards is not None
+        actions, rewards = 0 * e.actions + level, 0 * e.rewards + (1 if i else -0.01)
+        episodes.append(replace(e, actions=actions, rewards=rewards))
+    folder = tmp_path / "walk"
+    write_dataset(folder, "walk", episodes, provenance={}, env=None, bounds=((-1.0, -1.0), (1.0, 1.0)))
+    return load_dataset(folder)
+
+
+def run(folder: Path) -> Run:
+    (folder / "out").mkdir()
+    return Run("imitate", 0, 2, folder / "out", folder / "checkpoints")
+
+
+def clone(**values: object) -> CloningPolicyConfig:
+    training = TrainingConfig(updates=150, batch_size=32, updates_per_chunk=75)
+    return CloningPolicyConfig(
+        kind="bc", method=BCConfig(hidden=(16,), learning_rate=1e-2), training=training, **values
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("top", [1.0, 0.5])
+def test_only_the_best_are_cloned(dataset: Dataset, tmp_path: Path, top: float) -> None:
+    policy, facts = imitate("best", clone(data="dataset", top=top), dataset, dataset, None, run(tmp_path))
+    error = (policy.act(torch.randn(1, 50, 3)) - 0.5).square().mean((1, 2))
+    assert (error < 0.05).all() if top < 1 else (error > 0.1).all()
+    best = "100 transitions of the 1 episodes of highest return"
+    expected = best if top < 1 else "200 transitions without rewards"
+    assert facts["saw"] == {"expert": "nothing", "other": expected}
+
+
+def test_the_best_of_nothing_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    without = replace(dataset, returns=None)
+    where = "imitate.policies.best.top: found 0.1"
+    with pytest.raises(ValueError, match=f"{where}, but dataset walk has no returns"):
+        imitate("best", clone(data="dataset", top=0.1), dataset, without, None, run(tmp_path))
+    with pytest.raises(ValueError, match=f"{where} with data: demonstrations, expected data: dataset"):
+        imitate("best", clone(top=0.1), dataset, dataset, None, run(tmp_path / "walk"))

@@ -147,6 +147,21 @@ def test_target_critics_follow_slowly() -> None:
         torch.testing.assert_close(target, 0.75 * old + 0.25 * online.detach())
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_layer_norm_is_that_of_q_and_v(layer_norm: bool) -> None:
+    """With it the scale of a hidden layer cannot matter."""
+    model, s = learner(layer_norm=layer_norm), torch.randn(2, 8, 3)
+    pair = torch.cat([s, torch.rand(2, 8, 2)], -1).unsqueeze(1)
+    networks = ((model.critic, pair), (model.target_critic, pair), (model.value, s), (model.policy.network, s))
+    for network, x in networks:
+        before = network(x)
+        network.layers[0].weight.data.mul_(100.0)
+        network.layers[0].bias.data.mul_(100.0)
+        same = torch.allclose(network(x), before, rtol=1e-2, atol=1e-2)
+        assert same == (layer_norm and network is not model.policy.network)
+    assert not IQLConfig().layer_norm
+
+
 def test_export_acts_as_the_trained_policy() -> None:
     model, s = learner(), torch.randn(2, 5, 3)
     policy = model.export()

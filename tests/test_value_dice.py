@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from dynarep.pipeline.methods.value_dice import (
     ImitationBatch,
     PerceptronCritic,
     RepresentationCritic,
+    ReprValueDICEConfig,
     TanhGaussianActor,
+    Term,
     Transitions,
     ValueDICE,
     ValueDICEConfig,
@@ -219,8 +222,8 @@ def transitions(batch: int = 6, replicas: int = 2) -> Transitions:
     return Transitions(s, torch.rand(replicas, batch, 2), s_next)
 
 
-def learner(model: DynamicsEncoder | None = None, **values: float) -> ValueDICE:
-    config = ValueDICEConfig(hidden=(16,), gamma=GAMMA, **values)
+def learner(model: DynamicsEncoder | None = None, **values: Any) -> ValueDICE:
+    config = (ReprValueDICEConfig if model else ValueDICEConfig)(hidden=(16,), gamma=GAMMA, **values)
     return ValueDICE(config, 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH, model)
 
 
@@ -296,22 +299,77 @@ def test_regularisers_are_added_with_their_weights() -> None:
     torch.testing.assert_close(result.metrics["squared_error"], residual.detach().square().mean((1, 2)))
 
 
-def test_frozen_encoder() -> None:
+@pytest.mark.parametrize("fine_tune", [False, True])
+def test_the_encoder_is_frozen_or_learns_at_the_rate_of_the_critic(fine_tune: bool) -> None:
     model = encoder()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    dice = learner(model, orthogonality=1.0, cloning_weight=1.0, critic_rate=0.1, actor_rate=0.1)
-    optimizer = torch.optim.Adam([{k: g[k] for k in ("params", "lr")} for g in dice.parameter_groups()])
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert trained == {id(p) for p in dice.parameters()} - {id(p) for p in model.parameters()}
-    for _ in range(2):
+    dice = learner(model, orthogonality=1.0, cloning_weight=1.0, critic_rate=0.1, actor_rate=0.01, fine_tune=fine_tune)
+    assert isinstance(dice.critic, RepresentationCritic)
+    inside = dict(dice.critic.encoder.named_parameters())
+    groups = dice.parameter_groups()
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert set(rates) == {id(p) for p in dice.parameters()} - (set() if fine_tune else set(map(id, inside.values())))
+    assert all(rates.get(id(p)) == (0.1 if fine_tune else None) for p in inside.values())
+    optimizer = torch.optim.Adam([{k: g[k] for k in ("params", "lr")} for g in groups])
+    for _ in range(3):  # omega and theta are 0 at first, phi and mu move once they are not
         optimizer.zero_grad()
         dice.losses(ImitationBatch(transitions(), transitions())).loss.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert isinstance(dice.critic, RepresentationCritic)
+    moved = {name for name, p in inside.items() if not torch.equal(p, before[name])}
+    assert moved == (set(inside) if fine_tune else set())
+    assert fine_tune or all(p.grad is None for p in inside.values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())  # a copy learned
+    assert dice.critic.omega is not None
     assert dice.critic.omega.all()
+    assert dice.critic.theta is not None
     assert dice.critic.theta.all()
+
+
+@pytest.mark.parametrize("terms", [("f",), ("linear",), ("f", "linear"), ("f", "log"), ("linear", "log")])
+def test_q_is_the_sum_of_its_terms(terms: tuple[Term, ...]) -> None:
+    dice = learner(encoder(), terms=terms)
+    critic = dice.critic
+    assert isinstance(critic, RepresentationCritic)
+    s, a = torch.randn(2, 5, 3), torch.randn(2, 5, 2)
+    expected = torch.zeros(2, 5)
+    if "f" in terms:
+        assert critic.f is not None
+        expected += critic.f(s, a)
+    if "linear" in terms:
+        assert critic.omega is not None
+        nn.init.normal_(critic.omega)
+        expected += torch.einsum("rbk,rk->rb", critic.encoder.phi(s, a), critic.omega[..., 0])
+    if "log" in terms:
+        assert critic.theta is not None
+        nn.init.normal_(critic.theta)
+        product = torch.einsum("rbk,rk->rb", critic.encoder.mu(s), critic.theta[..., 0])
+        expected -= torch.log(torch.log1p(product.exp()) + 1 - GAMMA)
+    torch.testing.assert_close(critic(s, a), expected)
+    own = {name.split(".")[0] for name, p in critic.named_parameters() if p.requires_grad}
+    assert own == {{"f": "f", "linear": "omega", "log": "theta"}[term] for term in terms}
+    dice.losses(ImitationBatch(transitions(), transitions())).loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in critic.parameters() if p.requires_grad)
+
+
+def test_with_the_linear_term_alone_q_is_linear_in_phi() -> None:
+    critic = learner(encoder(), terms=("linear",)).critic
+    assert isinstance(critic, RepresentationCritic)
+    nn.init.normal_(critic.omega)  # type: ignore[arg-type]
+    s, a = torch.randn(2, 40, 3), torch.randn(2, 40, 2)
+    phi, q = critic.encoder.phi(s, a), critic(s, a).unsqueeze(-1)
+    fitted = torch.linalg.lstsq(phi[:, :20], q[:, :20]).solution
+    torch.testing.assert_close(phi[:, 20:] @ fitted, q[:, 20:], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("terms", [("log",), ("f", "f")])
+def test_terms_that_leave_no_q_of_the_action_are_refused(terms: tuple[Term, ...]) -> None:
+    with pytest.raises(ValueError, match=f"terms: found {', '.join(terms)}; expected"):
+        learner(encoder(), terms=terms)
+
+
+def test_repr_value_dice_needs_an_encoder() -> None:
+    with pytest.raises(ValueError, match="needs a dynamics encoder"):
+        ValueDICE(ReprValueDICEConfig(hidden=(16,)), 2, torch.zeros(3), torch.ones(3), LOW, HIGH)
 
 
 @pytest.mark.parametrize("with_encoder", [False, True])
@@ -320,9 +378,8 @@ def test_absorbing_states(with_encoder: bool) -> None:
         replicas=2, observation_dim=3, action_dim=2, hidden=(16,), feature_dim=8, absorbing=True
     )
     model = DynamicsEncoder(architecture) if with_encoder else None
-    dice = ValueDICE(
-        ValueDICEConfig(hidden=(16,)), 2, torch.randn(4), torch.rand(4) + 0.5, LOW, HIGH, model, absorbing=True
-    )
+    config = (ReprValueDICEConfig if model else ValueDICEConfig)(hidden=(16,))
+    dice = ValueDICE(config, 2, torch.randn(4), torch.rand(4) + 0.5, LOW, HIGH, model, absorbing=True)
     bit = (torch.rand(2, 6, 1) < 0.5).float()
 
     def flagged() -> Transitions:

@@ -1,4 +1,11 @@
-"""Behaviour cloning: the policy that makes the recorded actions most likely (Pomerleau 1991).
+"""Behaviour cloning: the policy that makes the recorded actions most likely (Pomerleau 1991), of all or the best episodes.
+
+Chen et al., "Decision Transformer: Reinforcement Learning via Sequence Modeling", NeurIPS 2021, arXiv 2106.01345 (%BC).
+
+| paper | here |
+|---|---|
+| -E log pi(a|s) | ``BC.losses`` |
+| %BC: the episodes of highest return with X % of the timesteps | ``best_episodes`` |
 
 The actor is IQL's: a Gaussian with mean tanh(f(s)) scaled to the bounds and a free log-std in [-5, 2], so that cloning
 and offline reinforcement learning differ in the weight of each sample alone.
@@ -6,6 +13,7 @@ and offline reinforcement learning differ in the weight of each sample alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -33,6 +41,31 @@ class Demonstrations(Protocol):
 
     observations: Tensor
     actions: Tensor
+
+
+def best_episodes(returns: Sequence[float], lengths: Sequence[int], share: float) -> list[int]:
+    """The episodes of highest return that fit into a share of all transitions (%BC of Chen et al. 2021).
+
+    Episodes are taken from the best on until the next one would exceed the share, at least one; of two with the same
+    return the earlier one comes first.
+
+    Args:
+        returns: of each episode.
+        lengths: transitions of each episode.
+        share: of the transitions, in (0, 1].
+
+    Returns:
+        Indices of the chosen episodes, ascending.
+    """
+    limit = share * sum(lengths)
+    chosen: list[int] = []
+    total = 0
+    for i in sorted(range(len(lengths)), key=lambda i: -returns[i]):
+        total += lengths[i]
+        if chosen and total > limit:
+            break
+        chosen.append(i)
+    return sorted(chosen)
 
 
 class BC(nn.Module):

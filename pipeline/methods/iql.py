@@ -11,6 +11,9 @@ Kostrikov, Nair, Levine, "Offline Reinforcement Learning with Implicit Q-Learnin
 Double Q with the minimum, weights clipped at 100, an actor with mean tanh(f(s)) and a free log-std in [-5, 2], cosine
 decay of the actor's rate: as in the authors' code.
 
+LayerNorm in Q and V (``layer_norm``) is not IQL's; it is an option, off by default, that keeps values from growing where
+the data end (Ball et al. 2023, arXiv 2302.02948).
+
 Deviations: the three losses share one backward pass, so V in the actor's weight and in Q's target is the value before
 this update, not after it (as in CORL); observations are standardised by default.
 """
@@ -46,6 +49,8 @@ class IQLConfig:
     learning_rate: float = Field(default=3e-4, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the actor's observation features; 0.1 is used for Adroit."""
+    layer_norm: bool = False
+    """LayerNorm in Q and V."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ class IQL(nn.Module):
         if c.normalise:
             self.policy.normaliser = Normaliser(observation_mean, observation_std)
         self.log_std = nn.Parameter(torch.zeros(replicas, 1, action_dim))
-        self.value = MLP((replicas,), (dim, *c.hidden, 1))
-        self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1))
+        self.value = MLP((replicas,), (dim, *c.hidden, 1), layer_norm=c.layer_norm)
+        self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1), layer_norm=c.layer_norm)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

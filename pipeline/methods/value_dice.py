@@ -8,13 +8,15 @@ Representations", 2025, arXiv 2508.14383.
 |---|---|
 | J(pi, Q), minimised over Q, maximised over pi, and its mixture with replay | ``functional.dual_objective`` |
 | Q = f_xi(s, a) + phi(s, a)^T omega - log(mu(s)^T theta + 1 - gamma) (ReprValueDICE) | ``RepresentationCritic`` |
+| Q with some of these three terms only, or with trained phi and mu (ablations) | ``ReprValueDICEConfig`` |
 | Q a perceptron (ValueDICE, nu = -Q) | ``PerceptronCritic`` |
 | gradient penalty, weight 10 | ``functional.gradient_penalty`` |
 | orthogonal regulariser on the actor's weights | ``orthogonality`` |
 
-The parameters of phi and mu are frozen; their forward pass is not, because d(phi^T omega)/da reaches the actor. The
-argument of the logarithm is softplus(mu^T theta) + 1 - gamma, which keeps it above 1 - gamma, where it must lie since
-mu^T theta = (d^pi - (1 - gamma) rho) / p_n. Expert states serve as initial states, so rho = d^exp.
+The parameters of phi and mu are frozen unless ``fine_tune`` is set; their forward pass is not, because
+d(phi^T omega)/da reaches the actor. The argument of the logarithm is softplus(mu^T theta) + 1 - gamma, which keeps it
+above 1 - gamma, where it must lie since mu^T theta = (d^pi - (1 - gamma) rho) / p_n. Expert states serve as initial
+states, so rho = d^exp.
 
 Deviations: one backward pass for both players through gradient reversal on the sampled actions; optionally a cloning
 term, ``cloning_weight`` * E_{d^exp} log N(a; tanh m(s), sigma^2) with a free sigma, the likelihood that ``bc`` maximises,
@@ -26,7 +28,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,20 @@ class ValueDICEConfig:
     """alpha: share of the arbitrary data in both occupancies; 0 leaves it out of the game."""
     cloning_weight: float = Field(default=0.0, ge=0)
     """Of the expert actions' log-likelihood; 1 weighs them as ``bc`` does."""
+
+
+Term = Literal["f", "linear", "log"]
+ALL_TERMS: tuple[Term, ...] = ("f", "linear", "log")
+
+
+@config
+class ReprValueDICEConfig(ValueDICEConfig):
+    """The same with a critic on the dynamics representation; the defaults are the published form of Q."""
+
+    terms: tuple[Term, ...] = Field(default=ALL_TERMS, min_length=1)
+    """Terms of Q: ``f`` is f_xi(s, a), ``linear`` phi(s, a)^T omega, ``log`` -log(softplus(mu(s)^T theta) + 1 - gamma)."""
+    fine_tune: bool = False
+    """Train phi and mu with the critic, at its rate, in place of freezing them."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +100,54 @@ class PerceptronCritic(nn.Module):
 
 
 class RepresentationCritic(nn.Module):
-    """Q = f_xi(s, a) + phi(s, a)^T omega - log(softplus(mu(s)^T theta) + 1 - gamma), with omega = theta = 0 at first."""
+    """Q = f_xi(s, a) + phi(s, a)^T omega - log(softplus(mu(s)^T theta) + 1 - gamma), with omega = theta = 0 at first.
 
-    def __init__(self, replicas: int, encoder: DynamicsEncoder, hidden: tuple[int, ...], gamma: float) -> None:
+    Args:
+        replicas: R, as many as the encoder has.
+        encoder: phi and mu, copied.
+        hidden: widths of f_xi.
+        gamma: discount.
+        terms: those of the three that Q consists of.
+        fine_tune: whether phi and mu learn.
+
+    Raises:
+        ValueError: if ``terms`` names a term twice or leaves Q independent of the action.
+    """
+
+    def __init__(
+        self,
+        replicas: int,
+        encoder: DynamicsEncoder,
+        hidden: tuple[int, ...],
+        gamma: float,
+        terms: tuple[Term, ...] = ALL_TERMS,
+        *,
+        fine_tune: bool = False,
+    ) -> None:
         super().__init__()
+        if len(set(terms)) < len(terms) or not {"f", "linear"} & set(terms):
+            raise ValueError(
+                f"terms: found {', '.join(terms)}; expected different ones, f or linear among them, "
+                "because log does not depend on the action"
+            )
         a = encoder.architecture
         self.gamma = gamma
-        self.encoder = encoder.requires_grad_(False)
-        self.f = PerceptronCritic(replicas, encoder.normaliser, a.action_dim, hidden)
-        self.omega = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1))
-        self.theta = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1))
+        self.encoder = deepcopy(encoder).requires_grad_(fine_tune)
+        self.f = PerceptronCritic(replicas, self.encoder.normaliser, a.action_dim, hidden) if "f" in terms else None
+        self.omega = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1)) if "linear" in terms else None
+        self.theta = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1)) if "log" in terms else None
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q of (R, B, obs_dim), (R, B, act_dim): (R, B)."""
-        linear = (self.encoder.phi(observations, actions) @ self.omega).squeeze(-1)
-        occupancy_ratio = (
-            nn.functional.softplus(self.encoder.mu(observations) @ self.theta).squeeze(-1) + 1 - self.gamma
-        )
-        return self.f(self.encoder.with_bit(observations), actions) + linear - occupancy_ratio.log()  # type: ignore[no-any-return]
+        q = observations.new_zeros(())
+        if self.f is not None:
+            q = q + self.f(self.encoder.with_bit(observations), actions)
+        if self.omega is not None:
+            q = q + (self.encoder.phi(observations, actions) @ self.omega).squeeze(-1)
+        if self.theta is not None:
+            product = (self.encoder.mu(observations) @ self.theta).squeeze(-1)
+            q = q - (nn.functional.softplus(product) + 1 - self.gamma).log()
+        return q
 
 
 class TanhGaussianActor(nn.Module):
@@ -147,7 +193,7 @@ def orthogonality(actor: MLP) -> Tensor:
 
 
 class ValueDICE(nn.Module):
-    """Learner of an actor against a critic: ValueDICE with a perceptron, ReprValueDICE with the frozen encoder."""
+    """Learner of an actor against a critic: ValueDICE with a perceptron, ReprValueDICE with the dynamics encoder."""
 
     def __init__(
         self,
@@ -170,10 +216,12 @@ class ValueDICE(nn.Module):
         self.actor = TanhGaussianActor(replicas, normaliser, action_low, action_high, c.hidden)
         self.cloning_log_std = nn.Parameter(torch.zeros(replicas, 1, len(action_low)))
         self.critic: PerceptronCritic | RepresentationCritic
-        if encoder is None:
-            self.critic = PerceptronCritic(replicas, normaliser, len(action_low), c.hidden)
+        if isinstance(c, ReprValueDICEConfig):
+            if encoder is None:
+                raise ValueError("ReprValueDICE needs a dynamics encoder")
+            self.critic = RepresentationCritic(replicas, encoder, c.hidden, c.gamma, c.terms, fine_tune=c.fine_tune)
         else:
-            self.critic = RepresentationCritic(replicas, encoder, c.hidden, c.gamma)
+            self.critic = PerceptronCritic(replicas, normaliser, len(action_low), c.hidden)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The critic's free parameters and the actor, each at its own rate."""
