@@ -226,14 +226,14 @@ def _evaluation(preset: Preset, setting: str, method: str, fingerprints: Mapping
         reads_actions = spec.demonstrations == "actions"
         shown = data.demonstrations if reads_actions else data.states
         labels = job("relabel", {"dataset": data.dataset, "demonstrations": shown, "methods": methods}, *needs)
-        section = {
-            **params.get("offline_rl", {}),
-            "policies": {method: {**(spec.offline_rl or {}), "rewards": rewards}},
-        }
-        learned = job("offline_rl", section, labels)
+        policy = {**(spec.offline_rl or {}), "rewards": rewards}
+        others = LEARNERS - {policy.get("learner", "iql")}
+        section = {key: value for key, value in params.get("offline_rl", {}).items() if key not in others}
+        learned = job("offline_rl", {**section, "policies": {method: policy}}, labels)
     return job("evaluate", {**params["evaluate"], "snapshots": True, "workers": 1}, learned)
 
 
+LEARNERS = {"iql", "td3_bc", "top_bc"}
 DEFAULT_SPACE = {"ailot": "intent", "occupancy": "phi"}
 PRETRAINING = {"intent": "pretrain_intent", "phi": "pretrain_dynamics", "mu": "pretrain_dynamics"}
 """The stage that makes a space of the labels."""

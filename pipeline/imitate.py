@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import Batch, TransitionTable, observation_moments
@@ -12,9 +15,17 @@ from dynarep.data.sampling import uniform
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import DynamicsEncoder, Policy
-from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
+from dynarep.pipeline.engine import Run, Sample, TrainingConfig, digest, run_key, train, training_device
 from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes
-from dynarep.pipeline.methods.smodice import SMODICE, OccupancyBatch, SMODICEConfig
+from dynarep.pipeline.methods.smodice import (
+    Comparison,
+    Discriminator,
+    OccupancyValue,
+    RatedBatch,
+    SMODICEConfig,
+    cloning_weights,
+    effective_share,
+)
 from dynarep.pipeline.methods.value_dice import (
     ImitationBatch,
     ReprValueDICEConfig,
@@ -61,14 +72,25 @@ class ReprDualPolicyConfig:
 
 @config
 class WeightedPolicyConfig:
-    """A policy cloned from the arbitrary dataset, with weights that the demonstrations determine."""
+    """A policy cloned from the arbitrary dataset, with weights that the demonstrations determine.
 
-    kind: Literal["smodice"]
+    ``repr_smodice`` computes the weights in the pretrained dynamics representation.
+    """
+
+    kind: Literal["smodice", "repr_smodice"]
     absorbing: bool = False
-    """Lead terminated episodes into an absorbing state."""
+    """Lead terminated episodes into an absorbing state; the encoder must have been trained so, too."""
     method: SMODICEConfig
+    discriminator: TrainingConfig = TrainingConfig(updates=800)
+    """Training of the discriminator. A longer one separates a few expert transitions from the data ever further."""
+    value: TrainingConfig = TrainingConfig(updates=2000)
+    """Training of V."""
     training: TrainingConfig
+    """Training of the policy."""
 
+
+NOISE = 4
+"""States from p_n per transition of a batch of V's training with the dynamics representation."""
 
 AnyPolicyConfig = CloningPolicyConfig | DualPolicyConfig | ReprDualPolicyConfig | WeightedPolicyConfig
 PolicyConfig = Annotated[AnyPolicyConfig, Field(discriminator="kind")]
@@ -85,7 +107,14 @@ class ImitateConfig:
 
 def needs_encoder(c: AnyPolicyConfig) -> bool:
     """Whether a policy reads the dynamics representation."""
-    return isinstance(c, ReprDualPolicyConfig)
+    return c.kind in ("repr_value_dice", "repr_smodice")
+
+
+def smoke(c: AnyPolicyConfig) -> AnyPolicyConfig:
+    """The same policy with every training shrunk to a few small updates."""
+    values: dict[str, Any] = {field.name: getattr(c, field.name) for field in fields(c)}
+    shrunk: dict[str, Any] = {k: v.smoke() for k, v in values.items() if isinstance(v, TrainingConfig)}
+    return replace(c, **shrunk)
 
 
 def imitate(
@@ -124,8 +153,13 @@ def imitate(
     def draw(table: TransitionTable, generator: torch.Generator) -> Batch:
         return table.gather(uniform(len(table), shape, generator, device))
 
-    learner: BC | ValueDICE | SMODICE
+    learner: BC | ValueDICE
+    facts: dict[str, Any] = {"saw": _saw(c, demonstrations, arbitrary)}
     fingerprints = [demonstrations.fingerprint, arbitrary.fingerprint]
+    used = encoder if needs_encoder(c) else None
+    if used is not None:
+        fingerprints.append(digest(*used.state_dict().values()))
+    key = run_key(run, c, *fingerprints)
     if isinstance(c, CloningPolicyConfig):
         table = table_of(demonstrations.episodes if c.data == "demonstrations" else _best(arbitrary, c.top))
         learner = BC(c.method, run.replicas, *moments, *bounds)
@@ -134,32 +168,105 @@ def imitate(
         def sample(generator: torch.Generator) -> Any:
             return draw(table, generator)
 
+    elif isinstance(c, WeightedPolicyConfig):
+        if absorbing:
+            expert, other = (
+                TransitionTable.from_episodes(_discounted_absorption(x.episodes, c.method.gamma), device=device)
+                for x in (demonstrations, arbitrary)
+            )
+        else:
+            expert, other = table_of(demonstrations.episodes), table_of(arbitrary.episodes)
+        cloning = BCConfig(hidden=c.method.hidden, learning_rate=c.method.learning_rate)
+        learner = BC(cloning, run.replicas, *moments, *bounds, absorbing=absorbing)
+        weights = _weights(c, expert, other, moments, used, run, fingerprints)
+        facts["effective_share"] = effective_share(weights).tolist()
+        metric = "squared_error"
+        cumulative = weights.double().cumsum(1)
+
+        def sample(generator: torch.Generator) -> Any:
+            u = torch.rand(shape, generator=generator, device=device, dtype=torch.float64) * cumulative[:, -1:]
+            return other.gather(torch.searchsorted(cumulative, u, right=True).clamp(max=len(other) - 1))
+
     else:
         expert, other = table_of(demonstrations.episodes), table_of(arbitrary.episodes)
-        if isinstance(c, WeightedPolicyConfig):
-            learner = SMODICE(c.method, run.replicas, *moments, *bounds, absorbing=absorbing)
-            metric = "dual"
-            initial = other.initial
+        learner = ValueDICE(c.method, run.replicas, *moments, *bounds, used, absorbing=absorbing)
+        metric = "objective"
 
-            def sample(generator: torch.Generator) -> Any:
-                shown, seen = draw(expert, generator), draw(other, generator)
-                start = initial[uniform(len(initial), shape, generator, device)]
-                return OccupancyBatch(
-                    shown.observations, shown.actions, seen.observations, seen.actions, seen.next_observations, start
-                )
+        def sample(generator: torch.Generator) -> Any:
+            return ImitationBatch(*(_transitions(draw(table, generator)) for table in (expert, other)))
 
-        else:
-            used = encoder if needs_encoder(c) else None
-            learner = ValueDICE(c.method, run.replicas, *moments, *bounds, used, absorbing=absorbing)
-            metric = "objective"
-            if used is not None:
-                fingerprints.append(digest(*used.state_dict().values()))
+    train(learner, sample, c.training, run=run, metric=metric, key=key)
+    return learner.export(), facts
 
-            def sample(generator: torch.Generator) -> Any:
-                return ImitationBatch(*(_transitions(draw(table, generator)) for table in (expert, other)))
 
-    train(learner, sample, c.training, run=run, metric=metric, key=run_key(run, c, *fingerprints))
-    return learner.export(), {"saw": _saw(c, demonstrations, arbitrary)}
+def _weights(
+    c: WeightedPolicyConfig,
+    expert: TransitionTable,
+    data: TransitionTable,
+    moments: tuple[Tensor, Tensor],
+    encoder: DynamicsEncoder | None,
+    run: Run,
+    fingerprints: list[str],
+) -> Tensor:
+    """Train discriminator and V; the weight of every transition of the data, (R, N) with a mean of at most 1."""
+    device = data.packed.device
+    discriminator = Discriminator(c.method, run.replicas, *moments, data.action_dim, encoder)
+    value = OccupancyValue(c.method, run.replicas, *moments, encoder)
+    everything = torch.arange(len(data), device=device).expand(run.replicas, -1)
+
+    def index(table: TransitionTable, training: TrainingConfig, generator: torch.Generator, times: int = 1) -> Tensor:
+        return uniform(len(table), (run.replicas, times * training.batch_size), generator, device)
+
+    def compare(generator: torch.Generator) -> Comparison:
+        shown = expert.gather(index(expert, c.discriminator, generator))
+        seen = data.gather(index(data, c.discriminator, generator))
+        return Comparison(shown.observations, shown.actions, seen.observations, seen.actions)
+
+    def rate(rows: Tensor, initial: Tensor, noise: Tensor) -> RatedBatch:
+        b = data.gather(rows)
+        return RatedBatch(b.observations, b.actions, b.next_observations, log_ratio.gather(1, rows), initial, noise)
+
+    def states(generator: torch.Generator) -> RatedBatch:
+        start = data.initial[uniform(len(data.initial), (run.replicas, c.value.batch_size), generator, device)]
+        rows = index(data, c.value, generator)
+        noise = start if encoder is None else data.gather(index(data, c.value, generator, NOISE)).next_observations
+        return rate(rows, start, noise)
+
+    @torch.no_grad()
+    def over_all(of: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([of(rows) for rows in torch.split(everything, 8192, 1)], 1)
+
+    def fit(name: str, part: nn.Module, sample: Sample, training: TrainingConfig, metric: str) -> None:
+        within = run.within(name)
+        key = run_key(within, c, *fingerprints)
+        train(part, sample, replace(training, snapshots=1), run=within, metric=metric, key=key)
+        part.to(device)
+
+    fit("discriminator", discriminator, compare, c.discriminator, "cross_entropy")
+    log_ratio = over_all(lambda rows: discriminator(data.gather(rows).observations, data.gather(rows).actions))
+    fit("value", value, states, c.value, "dual")
+    omega = None
+    none = data.initial[:0].expand(run.replicas, -1, -1)
+    if encoder is not None:
+        with torch.no_grad():
+            omega = torch.stack(
+                [
+                    value.omega(data.gather(rows).next_observations) * rows.shape[1]
+                    for rows in torch.split(everything, 8192, 1)
+                ]
+            ).sum(0) / len(data)
+    e = over_all(lambda rows: value.advantage(rate(rows, none, none), omega))
+    return cloning_weights(e, c.method)
+
+
+def _discounted_absorption(episodes: list[Episode], gamma: float) -> list[Episode]:
+    """Episodes led into the absorbing state, for as many steps as it has mass in the discounted occupancy.
+
+    After T steps that mass is gamma^T, that of the steps before 1 - gamma^T; so T gamma^T / (1 - gamma^T) steps stand
+    for it where all of the T steps weigh the same.
+    """
+    repeats = [round(e.length * gamma**e.length / (1.0 - gamma**e.length)) for e in episodes]
+    return [with_absorbing_states([e], n)[0] for e, n in zip(episodes, repeats, strict=True)]
 
 
 def _best(dataset: Dataset, top: float) -> list[Episode]:
@@ -203,6 +310,8 @@ def _check(
     if not needs_encoder(c):
         return
     assert not isinstance(c, CloningPolicyConfig)
+    if from_states:
+        raise ValueError(f"{where}.method.observe: found states, expected state_actions; {c.kind} compares phi(s, a)")
     if encoder is None:
         raise ValueError(f"{where}: {c.kind} needs a dynamics encoder")
     architecture = encoder.architecture
@@ -230,8 +339,9 @@ def _saw(c: AnyPolicyConfig, demonstrations: Dataset, arbitrary: Dataset) -> dic
                 "other": f"{steps:,} transitions of the {len(best)} episodes of highest return",
             }
         return {"expert": "nothing", "other": transitions}
-    if isinstance(c, ReprDualPolicyConfig):
-        return {"expert": expert, "other": f"{transitions}, through phi and mu"}
+    if needs_encoder(c):
+        also = "also " if isinstance(c, WeightedPolicyConfig) else ""
+        return {"expert": expert, "other": f"{transitions}, {also}through phi and mu"}
     if isinstance(c, WeightedPolicyConfig) and c.method.observe == "states":
         return {"expert": describe(demonstrations, actions=False), "other": transitions}
     return {"expert": expert, "other": transitions}

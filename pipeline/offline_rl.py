@@ -1,4 +1,4 @@
-"""The stage that learns policies from relabelled rewards, or from the true ones, by offline reinforcement learning."""
+"""The stage that learns policies from relabelled rewards, or from the true ones, by IQL, TD3+BC or cloning the best."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dynarep.data.sampling import uniform
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import Policy
 from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
+from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes
 from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
 from dynarep.pipeline.methods.otr import return_range_scale
 from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
-from dynarep.pipeline.params import config
+from dynarep.pipeline.params import Field, config
 
 TRUE_REWARD = "true"
 """The name under which the dataset's own reward is asked for."""
@@ -27,7 +28,17 @@ class OfflinePolicyConfig:
 
     rewards: str
     """A method of the relabel stage, or ``true`` for the dataset's own reward."""
-    learner: Literal["iql", "td3_bc"] = "iql"
+    learner: Literal["iql", "td3_bc", "top_bc"] = "iql"
+    """``top_bc`` clones the episodes of highest return under these rewards."""
+
+
+@config
+class TopBCConfig:
+    """Cloning of the best episodes (%BC, Chen et al. 2021): which share of the transitions, and how."""
+
+    top: float = Field(default=0.1, gt=0, le=1)
+    """Share of all transitions that the chosen episodes hold."""
+    method: BCConfig = BCConfig()
 
 
 @config
@@ -41,6 +52,7 @@ class OfflineRLConfig:
     """Added after scaling; OTR uses -2 for AntMaze."""
     iql: IQLConfig = IQLConfig()
     td3_bc: TD3BCConfig = TD3BCConfig()
+    top_bc: TopBCConfig = TopBCConfig()
     training: TrainingConfig
 
 
@@ -88,6 +100,23 @@ def next_actions(dataset: Dataset, table: TransitionTable) -> Tensor:
     return torch.where((row == table.last).unsqueeze(-1), torch.nan, following)
 
 
+def best_rows(dataset: Dataset, rewards: Tensor, top: float) -> list[Tensor]:
+    """Rows of the dataset's table that belong to the best episodes of each replica.
+
+    Args:
+        dataset: its episodes.
+        rewards: of all its transitions in order, (R, N).
+        top: share of all transitions, in (0, 1].
+
+    Returns:
+        R tensors of int64.
+    """
+    lengths = [episode.length for episode in dataset.episodes]
+    rows = torch.split(torch.arange(sum(lengths)), lengths)
+    returns = torch.stack([part.double().sum(-1) for part in torch.split(rewards.cpu(), lengths, -1)], -1)
+    return [torch.cat([rows[i] for i in best_episodes(replica, lengths, top)]) for replica in returns.tolist()]
+
+
 def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset, rewards: Tensor, run: Run) -> Policy:
     """Train one policy.
 
@@ -109,23 +138,30 @@ def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset
     rewards = rewards.to(device)
     shape = (run.replicas, c.training.batch_size)
     form = run.replicas, *observation_moments(dataset), dataset.spec.action_low, dataset.spec.action_high
-    learner: IQL | TD3BC
-    following = None
+    learner: IQL | TD3BC | BC
+    following = chosen = None
     if policy.learner == "iql":
         learner, metric = IQL(c.iql, *form), "value"
-    else:
+    elif policy.learner == "td3_bc":
         learner, metric = TD3BC(c.td3_bc, *form), "q"
         if c.td3_bc.critic_penalty > 0:
             following = next_actions(dataset, table)
+    else:
+        learner, metric = BC(c.top_bc.method, *form), "squared_error"
+        chosen = [rows.to(device) for rows in best_rows(dataset, rewards, c.top_bc.top)]
 
     def sample(generator: torch.Generator) -> RewardBatch | SARSABatch:
-        index = uniform(len(table), shape, generator, device)
+        if chosen is None:
+            index = uniform(len(table), shape, generator, device)
+        else:
+            index = torch.stack([rows[uniform(len(rows), shape[1:], generator, device)] for rows in chosen])
         batch = table.gather(index)
         fields = batch.observations, batch.actions, rewards.gather(1, index), batch.terminated, batch.next_observations
-        if policy.learner == "iql":
-            return RewardBatch(*fields)
-        return SARSABatch(*fields, None if following is None else following[index])
+        if policy.learner == "td3_bc":
+            return SARSABatch(*fields, None if following is None else following[index])
+        return RewardBatch(*fields)
 
-    key = run_key(run, learner.config, c.training, dataset.fingerprint, digest(rewards))
+    top = c.top_bc.top if policy.learner == "top_bc" else None
+    key = run_key(run, learner.config, top, c.training, dataset.fingerprint, digest(rewards))
     train(learner, sample, c.training, run=run, metric=metric, key=key)
     return learner.export()

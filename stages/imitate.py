@@ -5,10 +5,8 @@ from dynarep.pipeline.run import Stage, stage_main, write_json
 
 def main(stage: Stage) -> None:
     """Write one policy artifact per entry into ``artifacts/imitate/<policy>``."""
-    from dataclasses import replace
-
     from dynarep.pipeline.artifacts import load_dynamics_encoder, save_artifact
-    from dynarep.pipeline.imitate import ImitateConfig, imitate, needs_encoder
+    from dynarep.pipeline.imitate import ImitateConfig, imitate, needs_encoder, smoke
 
     c = stage.config(ImitateConfig)
     demonstrations, arbitrary = stage.dataset(c.demonstrations), stage.dataset(c.dataset)
@@ -21,7 +19,7 @@ def main(stage: Stage) -> None:
         summary = {}
         for name, policy_config in c.policies.items():
             if stage.smoke:
-                policy_config = replace(policy_config, training=policy_config.training.smoke())
+                policy_config = smoke(policy_config)
             within = run.within(name)
             policy, facts = imitate(name, policy_config, demonstrations, arbitrary, encoder, within)
             metadata = {

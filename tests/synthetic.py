@@ -91,15 +91,15 @@ class Chain:
 
 
 class Corridor:
-    """A point in the box [-0.5, 0.5] x [-1, 1] around a block |x| < 0.15, y < 0.6: two arms that meet at the top.
+    """A point in the box [-0.5, 0.5] x [-1, 1] around a block |x| < 0.15, y < 0.4: two arms that meet at the top.
 
-    An action within the unit disc moves the point by 0.35 times as much, with normal noise of 0.02; longer actions are
+    An action within the unit disc moves the point by half as much, with normal noise of 0.02; longer actions are
     cut to length 1. What would lead into the block moves along it. Points are close across the block and far around it.
     Arrays of points have shape (..., 2).
     """
 
-    half_width, block, top, speed, noise = 0.5, 0.15, 0.6, 0.35, 0.02
-    left_end, right_end, bend = np.array([-0.35, -0.8]), np.array([0.35, -0.8]), np.array([0.0, 0.85])
+    half_width, block, top, speed, noise = 0.5, 0.15, 0.4, 0.5, 0.02
+    left_end, right_end = np.array([-0.35, -0.8]), np.array([0.35, -0.8])
 
     def free(self, p: np.ndarray) -> np.ndarray:
         """Whether points are outside the block: (...)."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dynarep.data.resident import Batch, TransitionTable
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
-from dynarep.pipeline.encoders import DynamicsEncoder, Policy
+from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder, Policy
 from dynarep.pipeline.engine import Run, Sample, TrainingConfig, run_key, train, training_device
 from dynarep.pipeline.methods import ailot, otr
 from dynarep.pipeline.methods.bc import BC, BCConfig
@@ -40,6 +40,8 @@ REPLICAS, SEED = 8, 0
 LossName = Literal["quadratic", "ranking", "binary"]
 UNIT = (-1.0,), (1.0,)
 PLANE = (-1.0, -1.0), (1.0, 1.0)
+MOMENTS = torch.zeros(2), torch.full((2,), 0.5)
+"""About the mean and deviation of points in the corridor, the same in both directions: distances keep their order."""
 
 
 class OwnData:
@@ -149,14 +151,17 @@ def ratio_errors(loss: LossName, folder: Path, seed: int) -> RatioErrors:
 # Intents
 
 
-def learn_intents(folder: Path, seed: int) -> tuple[ICVF, list[np.ndarray]]:
-    """An ICVF of wandering points, and the points it was learned from, (E, T + 1, 2) per replica."""
+INTENT_UPDATES = 1000
+
+
+def learn_intents(folder: Path, seed: int) -> tuple[ICVF, np.ndarray]:
+    """An ICVF of wandering points, and the points it was learned from, (R, E, T + 1, 2)."""
     corridor = Corridor()
     walks = [corridor.wander(rng, 50, 120) for rng in generators(seed, 1)]
     data = OwnData([record(f"walk-{r}", *walk) for r, walk in enumerate(walks)])
     c = ICVFConfig(hidden=(64,), latent_dim=32, gamma=0.95, learning_rate=2e-3, target_rate=0.05)
     torch.manual_seed(seed)
-    learner = ICVF(c, REPLICAS, torch.zeros(2), torch.full((2,), 0.5))
+    learner = ICVF(c, REPLICAS, *MOMENTS)
 
     def sample(generator: torch.Generator) -> GoalBatch:
         index = data.index(128, generator)
@@ -175,8 +180,8 @@ def learn_intents(folder: Path, seed: int) -> tuple[ICVF, list[np.ndarray]]:
         reached = (g == index).float(), (z == index).float()
         return GoalBatch(batch.observations, batch.next_observations, outcomes, intents, *reached)
 
-    fit(learner, sample, 2000, folder, seed)
-    return learner, [points for points, _ in walks]
+    fit(learner, sample, INTENT_UPDATES, folder, seed)
+    return learner, np.stack([points for points, _ in walks])
 
 
 def correlations(x: Any, y: Any) -> np.ndarray:
@@ -301,7 +306,7 @@ class Journeys:
     progress: np.ndarray
 
 
-def travel(seed: int, *, count: int = 60, steps: int = 30) -> Journeys:
+def travel(seed: int, *, count: int = 60, steps: int = 20) -> Journeys:
     corridor = Corridor()
     episodes, points, experts = [], [], []
     for r, rng in enumerate(generators(seed, 4)):
@@ -316,30 +321,29 @@ def travel(seed: int, *, count: int = 60, steps: int = 30) -> Journeys:
 
 @torch.no_grad()
 def label(
-    journeys: Journeys, method: Literal["ailot", "otr"], learner: ICVF | None, walks: list[np.ndarray] | None = None
+    journeys: Journeys, method: Literal["ailot", "otr"], encoder: IntentEncoder | None, walks: np.ndarray
 ) -> Tensor:
-    """Rewards (R, E, T), in the intents of each replica or, without a learner, by coordinates."""
+    """Rewards (R, E, T) in (0, 1], in the intents of each replica or, without an encoder, by coordinates.
+
+    ``walks`` (R, E', T' + 1, 2) are the points of the data whose mean squared step is the unit of squared distances.
+    """
+
+    def embed(points: np.ndarray) -> Tensor:
+        x = torch.from_numpy(points).float()
+        return x if encoder is None else encoder.embed(x.flatten(1, -2)).view(*x.shape[:-1], -1)
+
     replicas, count = journeys.points.shape[:2]
-    rewards = []
-    for r in range(replicas):
-
-        def embed(points: np.ndarray, r: int = r) -> Tensor:
-            x = torch.from_numpy(points).float()
-            if learner is None:
-                return x
-            return learner.export().embed(x.reshape(1, -1, 2))[r].view(*x.shape[:-1], -1)
-
-        agent, expert = embed(journeys.points[r][:, :-1]), embed(journeys.expert[r][None, :-1])
-        walk = embed(journeys.points[r] if walks is None else walks[r])
-        unit = (walk[:, 1:] - walk[:, :-1]).square().sum(-1).mean()
-        lengths = torch.full((count,), agent.shape[1])
-        arguments = agent, lengths, expert.expand(count, -1, -1), lengths, (1.0 / unit).expand(count)
-        if method == "ailot":
-            c = ailot.AILOTConfig(temperature=0.05, max_iterations=100, tolerance=1e-3)
-            rewards.append(ailot.label(*arguments, c).rewards)
-        else:
-            rewards.append(otr.label(*arguments, otr.OTRConfig()).rewards)
-    return torch.stack(rewards)
+    agent, expert, walk = embed(journeys.points[:, :, :-1]), embed(journeys.expert[:, None, :-1]), embed(walks)
+    calibration = 1.0 / (walk[:, :, 1:] - walk[:, :, :-1]).square().sum(-1).mean((1, 2))
+    lengths = torch.full((replicas * count,), agent.shape[2])
+    experts = expert.expand(-1, count, -1, -1).flatten(0, 1)
+    arguments = agent.flatten(0, 1), lengths, experts, lengths, calibration.repeat_interleave(count)
+    if method == "ailot":
+        c = ailot.AILOTConfig(scale=1.0, temperature=0.1, max_iterations=100, tolerance=1e-3)
+        labels = ailot.label(*arguments, c)
+    else:
+        labels = otr.label(*arguments, otr.OTRConfig(scale=1.0))
+    return labels.rewards.view(replicas, count, -1)
 
 
 def ranking(journeys: Journeys, rewards: Tensor) -> np.ndarray:
@@ -348,13 +352,15 @@ def ranking(journeys: Journeys, rewards: Tensor) -> np.ndarray:
 
 
 def learn_from_rewards(journeys: Journeys, rewards: Tensor, folder: Path, seed: int) -> Policy:
-    values = rewards.flatten(1).to(training_device())
-    c = IQLConfig(hidden=(64, 64), gamma=0.95, expectile=0.8, learning_rate=2e-3, target_rate=0.05)
+    values = rewards.flatten(1).to(training_device()) - 1.0
+    c = IQLConfig(
+        hidden=(64, 64), gamma=0.9, expectile=0.8, temperature=15.0, learning_rate=4e-3, target_rate=0.05
+    )
     torch.manual_seed(seed)
-    learner = IQL(c, REPLICAS, torch.zeros(2), torch.full((2,), 0.5), *PLANE)
+    learner = IQL(c, REPLICAS, *MOMENTS, *PLANE)
 
     def sample(generator: torch.Generator) -> RewardBatch:
-        index = journeys.data.index(64, generator)
+        index = journeys.data.index(128, generator)
         b = journeys.data.gather(index)
         return RewardBatch(b.observations, b.actions, values.gather(1, index), b.terminated, b.next_observations)
 
@@ -365,7 +371,7 @@ def learn_from_rewards(journeys: Journeys, rewards: Tensor, folder: Path, seed: 
 def clone(journeys: Journeys, folder: Path, seed: int) -> Policy:
     torch.manual_seed(seed)
     c = BCConfig(hidden=(64, 64), learning_rate=2e-3)
-    learner = BC(c, REPLICAS, torch.zeros(2), torch.full((2,), 0.5), *PLANE)
+    learner = BC(c, REPLICAS, *MOMENTS, *PLANE)
     fit(learner, lambda generator: journeys.data.draw(64, generator), 400, folder, seed)
     return learner.export()
 

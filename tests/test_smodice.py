@@ -2,6 +2,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,23 +11,28 @@ from torch import Tensor, nn
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
+from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
 from dynarep.pipeline.engine import Run, TrainingConfig
 from dynarep.pipeline.functional import gradient_penalty
-from dynarep.pipeline.imitate import WeightedPolicyConfig, imitate
+from dynarep.pipeline.imitate import WeightedPolicyConfig, _discounted_absorption, imitate, smoke
 from dynarep.pipeline.methods.smodice import (
-    SMODICE,
+    Comparison,
+    Discriminator,
     Divergence,
-    OccupancyBatch,
+    OccupancyValue,
+    RatedBatch,
     SMODICEConfig,
+    cloning_weights,
     density_ratio,
     discriminator_loss,
     dual_loss,
+    effective_share,
 )
+from dynarep.pipeline.networks import Normaliser
 
 torch.set_num_threads(1)
 
 STATES, ACTIONS, GAMMA = 5, 3, 0.9
-LOW, HIGH = (-1.0, 0.0), (1.0, 4.0)
 
 
 @pytest.fixture(autouse=True)
@@ -167,139 +173,284 @@ def test_the_discriminator_is_least_at_the_log_ratio() -> None:
         assert loss(best + 0.1 * process.rng.normal(size=best.shape)) > loss(best)
 
 
-def learner(**values: object) -> SMODICE:
-    config = SMODICEConfig(hidden=(16,), gamma=GAMMA, **values)  # type: ignore[arg-type]
-    return SMODICE(config, 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH)
+def rated(replicas: int = 2, batch: int = 6) -> RatedBatch:
+    s, s_next, start, noise = torch.randn(4, replicas, batch, 3)
+    return RatedBatch(s, torch.rand(replicas, batch, 2), s_next, torch.randn(replicas, batch), start, noise)
 
 
-def random_batch(*, expert_actions: int = 2) -> OccupancyBatch:
-    s_expert, s, s_next, start = torch.randn(4, 2, 6, 3)
-    return OccupancyBatch(s_expert, torch.rand(2, 6, expert_actions), s, torch.rand(2, 6, 2), s_next, start)
+def moments() -> tuple[Tensor, Tensor]:
+    return torch.randn(3), torch.rand(3) + 0.5
 
 
-@pytest.mark.parametrize("observe", ["states", "state_actions"])
-def test_losses_are_their_formulas_and_train_disjoint_parameters(observe: str) -> None:
-    dice = learner(observe=observe, alpha=0.5)
-    nn.init.normal_(dice.policy.network.layers[-1].weight)
-    batch = random_batch()
+def encoder() -> DynamicsEncoder:
+    architecture = DynamicsArchitecture(replicas=2, observation_dim=3, action_dim=2, hidden=(16,), feature_dim=8)
+    model = DynamicsEncoder(architecture)
+    model.normaliser = Normaliser(*moments())
+    return model
+
+
+@pytest.mark.parametrize("read", ["states", "state_actions", "phi"])
+def test_loss_of_the_discriminator(read: str) -> None:
+    observe: Literal["states", "state_actions"] = "states" if read == "states" else "state_actions"
+    config = SMODICEConfig(hidden=(16,), observe=observe, noise=0.5)
+    mean, std = moments()
+    model = encoder() if read == "phi" else None
+    discriminator = Discriminator(config, 2, mean, std, 2, model)
+    s_expert, s = torch.randn(2, 2, 6, 3)
+    a_expert, a = torch.rand(2, 2, 6, 2)
     torch.manual_seed(7)
-    result = dice.losses(batch)
+    result = discriminator.losses(Comparison(s_expert, a_expert, s, a))
+
     torch.manual_seed(7)
+    width = 0 if read == "states" else 2
+    shapes = [(2, 6, 3), (2, 6, width), (2, 6, 3), (2, 6, width)]
+    noise = [0.5 * torch.randn(shape) for shape in shapes]
     u = torch.rand(2, 6, 1)
-    mean, std = dice.policy.normaliser.mean, dice.policy.normaliser.std
 
-    def standard(s: Tensor) -> Tensor:
-        return (s - mean) / (std + 1e-3)
+    def logit(x: Tensor, actions: Tensor) -> Tensor:
+        """At x as the discriminator sees it, standardised and noisy."""
+        if model is None:
+            return discriminator.network(torch.cat([x, actions], -1))[..., 0]  # type: ignore[no-any-return]
+        phi = model.phi(x * (std + 1e-3) + mean, actions)
+        phi = (phi - phi.mean(-1, keepdim=True)) / (phi.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return discriminator.network(phi)[..., 0]  # type: ignore[no-any-return]
 
-    def h(s: Tensor, a: Tensor) -> Tensor:
-        x = standard(s)
-        return dice.discriminator(torch.cat([x, a], -1) if observe == "state_actions" else x)[..., 0]  # type: ignore[no-any-return]
+    x_expert, x = ((y - mean) / (std + 1e-3) + n for y, n in ((s_expert, noise[0]), (s, noise[2])))
+    b_expert, b = a_expert[..., :width] + noise[1], a[..., :width] + noise[3]
+    expected = discriminator_loss(logit(x_expert, b_expert), logit(x, b))
+    torch.testing.assert_close(result.metrics["cross_entropy"], expected.detach(), atol=1e-5, rtol=1e-4)
+    penalty = gradient_penalty(logit, (1 - u) * x_expert + u * x, (1 - u) * b_expert + u * b)
+    torch.testing.assert_close(result.loss, expected + 10 * penalty, atol=1e-4, rtol=1e-4)
+    clean = logit((s - mean) / (std + 1e-3), a[..., :width])  # what it says afterwards is without noise
+    torch.testing.assert_close(discriminator(s, a), clean, atol=1e-5, rtol=1e-4)
 
-    def value(s: Tensor) -> Tensor:
-        return dice.value(standard(s))[..., 0]  # type: ignore[no-any-return]
 
-    log_ratio = h(batch.observations, batch.actions)
-    loss_d = discriminator_loss(h(batch.expert_observations, batch.expert_actions), log_ratio)
-    mixed = [
-        u * b + (1 - u) * a
-        for a, b in (
-            (standard(batch.expert_observations), standard(batch.observations)),
-            (batch.expert_actions, batch.actions),
-        )
-    ]
-    penalty = gradient_penalty(
-        dice.log_ratio, mixed[0], mixed[1] if observe == "state_actions" else torch.empty(2, 6, 0)
+@pytest.mark.parametrize("initial", ["episodes", "data"])
+def test_loss_of_the_value(initial: Literal["episodes", "data"]) -> None:
+    mean, std = moments()
+    value = OccupancyValue(SMODICEConfig(hidden=(16,), gamma=GAMMA, alpha=0.5, initial=initial), 2, mean, std)
+    batch = rated()
+
+    def v(s: Tensor) -> Tensor:
+        return value.network((s - mean) / (std + 1e-3))[..., 0]  # type: ignore[no-any-return]
+
+    e = batch.log_ratio + GAMMA * v(batch.next_observations) - v(batch.observations)
+    torch.testing.assert_close(value.advantage(batch), e)
+    start = v(batch.observations if initial == "data" else batch.initial_observations)
+    torch.testing.assert_close(value.losses(batch).loss, dual_loss(start, e, GAMMA, "kl", 0.5))
+
+
+def test_the_representation_gives_the_expected_next_value() -> None:
+    """With an exact factorisation phi^T omega is E V(s'), for any V; sampled successors scatter around it."""
+    process = Process()
+    noise = process.rng.random(STATES) + 0.2
+    noise /= noise.sum()
+    u, s, w = np.linalg.svd((process.kernel / noise).reshape(-1, STATES), full_matrices=False)
+    phi, mu = torch.from_numpy((u * np.sqrt(s)).reshape(STATES, ACTIONS, -1)), torch.from_numpy(w.T * np.sqrt(s))
+
+    class Tables(DynamicsEncoder):
+        def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
+            return torch.einsum("rbs,rba,sak->rbk", observations, actions, phi)
+
+        def mu(self, observations: Tensor) -> Tensor:
+            return observations @ mu
+
+    architecture = DynamicsArchitecture(
+        replicas=1, observation_dim=STATES, action_dim=ACTIONS, hidden=(), feature_dim=STATES
     )
-    e = log_ratio.detach() + GAMMA * value(batch.next_observations) - value(batch.observations)
-    loss_v = dual_loss(value(batch.initial_observations), e, GAMMA, "kl", 0.5)
-    weight = torch.softmax(e.detach() / 1.5, -1) * 6
-    act = dice.policy.act(batch.observations)
-    log_prob = torch.distributions.Normal(act, torch.ones_like(act)).log_prob(batch.actions).sum(-1)
-    parts = {"discriminator": loss_d + 10 * penalty, "value": loss_v, "policy": -(weight * log_prob).mean(-1)}
-    torch.testing.assert_close(result.loss, sum(parts.values()))
-    for module, loss in parts.items():
-        own = list(getattr(dice, module).parameters())
-        expected = torch.autograd.grad(loss.sum(), own, retain_graph=True)
-        found = torch.autograd.grad(result.loss.sum(), own, retain_graph=True)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
-    (group, actor) = dice.parameter_groups()
-    assert {id(p) for g in (group, actor) for p in g["params"]} == {id(p) for p in dice.parameters()}
-    assert {id(p) for p in actor["params"]} == {id(p) for p in (*dice.policy.parameters(), dice.log_std)}
+    c = SMODICEConfig(hidden=(16,), gamma=GAMMA, observe="state_actions")
+    value = OccupancyValue(c, 1, torch.zeros(STATES), torch.ones(STATES), Tables(architecture)).double()
+    states, actions = torch.eye(STATES).double(), torch.eye(ACTIONS).double()
+    v = value(states[None])[0]
+    omega = value.encoder.mu(states[None]).mT @ (torch.from_numpy(noise) * v)[None, :, None]  # type: ignore[union-attr]
+    pairs = states.repeat_interleave(ACTIONS, 0)[None], actions.repeat(STATES, 1)[None]
+    batch = RatedBatch(*pairs, pairs[0], torch.zeros(1, STATES * ACTIONS).double(), states[None], states[None])
+    expected = (GAMMA * torch.from_numpy(process.kernel) @ v - v[:, None]).reshape(1, -1)
+    torch.testing.assert_close(value.advantage(batch, omega), expected)
+    # as many samples of each state as p_n has mass
+    counts = torch.from_numpy(np.round(noise * 100000)).long()
+    drawn = states.repeat_interleave(counts, 0)[None]
+    torch.testing.assert_close(value.omega(drawn), omega, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(value.advantage(replace(batch, noise=drawn)), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_replicas_are_independent() -> None:
-    dice = learner(observe="state_actions")
-    dice.losses(random_batch()).loss[0].backward()  # type: ignore[no-untyped-call]
-    for parameter in dice.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad[0].any() or parameter is dice.value.layers[-1].bias  # its gradient is 0 but for rounding
-        assert not parameter.grad[1].any()
+def test_only_their_own_parameters_learn_and_replicas_are_independent() -> None:
+    c = SMODICEConfig(hidden=(16,), observe="state_actions", noise=0.1)
+    batch = rated()
+    parts: list[tuple[nn.Module, object]] = [
+        (
+            Discriminator(c, 2, *moments(), 2, encoder()),
+            Comparison(batch.next_observations, batch.actions, batch.observations, batch.actions),
+        ),
+        (OccupancyValue(c, 2, *moments(), encoder()), batch),
+    ]
+    for part, seen in parts:
+        (group,) = part.parameter_groups()  # type: ignore[operator]
+        assert {id(p) for p in group["params"]} == {id(p) for p in part.network.parameters()}  # type: ignore[union-attr]
+        part.losses(seen).loss[0].backward()  # type: ignore[operator]
+        assert all(p.grad is None for p in part.encoder.parameters())  # type: ignore[union-attr]
+        for p in group["params"]:
+            assert not p.grad[1].any()
+        assert group["params"][0].grad[0].any()
 
 
-def test_an_expert_seen_without_actions_is_imitated_with_the_actions_of_the_data() -> None:
-    """s' = a: the expert stays near 0.5, the data go anywhere, so the action that leads on is 0.5."""
-    config = SMODICEConfig(hidden=(32,), gamma=0.9, learning_rate=1e-2, gradient_penalty=0.0)
-    dice = SMODICE(config, 2, torch.zeros(1), torch.ones(1), (-1.0,), (1.0,))
-    optimizer = torch.optim.Adam([{k: g[k] for k in ("params", "lr")} for g in dice.parameter_groups()])
-    for _ in range(300):
-        s, a, start = 2 * torch.rand(3, 2, 128, 1) - 1
-        shown = 0.5 + 0.1 * torch.randn(2, 128, 1)
-        optimizer.zero_grad()
-        batch = OccupancyBatch(shown, torch.empty(2, 128, 0), s, a, a, start)
-        dice.losses(batch).loss.sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    states = torch.linspace(0.3, 0.7, 20)[None, :, None]
-    assert ((dice.export().act(states) - 0.5).abs() < 0.15).all()
+@pytest.mark.parametrize("divergence", ["kl", "chi_square"])
+def test_weights_are_bounded_in_units_of_their_mean(divergence: Divergence) -> None:
+    e = torch.cat([torch.randn(2, 999), torch.tensor([[80.0], [800.0]])], 1)
+    weight = cloning_weights(e, SMODICEConfig(divergence=divergence, max_weight=20.0))
+    torch.testing.assert_close(weight.mean(1), torch.ones(2))
+    torch.testing.assert_close(weight[:, -1], torch.full((2,), 20.0))
+    rest = density_ratio(e[:, :-1], divergence)
+    torch.testing.assert_close(weight[:, :-1] / weight[:, :-1].mean(1, keepdim=True), rest / rest.mean(1, keepdim=True))
+    unbounded = cloning_weights(e[:, :-1], SMODICEConfig(divergence=divergence, max_weight=500.0))
+    torch.testing.assert_close(unbounded, rest / rest.mean(1, keepdim=True))
+    with pytest.raises(ValueError, match="all weights of a replica are zero"):
+        cloning_weights(torch.full((1, 5), -2.0), SMODICEConfig(divergence="chi_square"))
+
+
+def test_effective_share() -> None:
+    torch.testing.assert_close(
+        effective_share(torch.tensor([[2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 3.0]])), torch.tensor([1.0, 0.25])
+    )
 
 
 @pytest.fixture
-def walk(tmp_path: Path, make_episode: Callable[..., Episode]) -> Callable[..., Dataset]:
-    """A prepared dataset of two random episodes."""
+def prepared(tmp_path: Path) -> Callable[..., Dataset]:
+    """A dataset of given episodes with one- or two-dimensional actions in [-1, 1]."""
 
-    def build(name: str, **values: object) -> Dataset:
-        episodes = [make_episode(30, f"{name}-{i}", seed=i, **values) for i in range(2)]
-        low, high = ((), ()) if values.get("action_dim") == 0 else ((-1.0, -1.0), (1.0, 1.0))
-        write_dataset(tmp_path / name, name, episodes, provenance={}, env=None, bounds=(low, high))
+    def build(name: str, episodes: list[Episode]) -> Dataset:
+        actions = episodes[0].actions
+        bound = () if actions is None else (1.0,) * actions.shape[1]
+        low = tuple(-b for b in bound)
+        write_dataset(tmp_path / name, name, episodes, provenance={}, env=None, bounds=(low, bound))
         return load_dataset(tmp_path / name)
 
     return build
 
 
-def policy_config(*, absorbing: bool = False, observe: str = "states") -> WeightedPolicyConfig:
-    training = TrainingConfig(updates=4, batch_size=8, updates_per_chunk=2)
-    method = SMODICEConfig(hidden=(8,), observe=observe)  # type: ignore[arg-type]
-    return WeightedPolicyConfig(kind="smodice", absorbing=absorbing, method=method, training=training)
+@pytest.fixture
+def walk(prepared: Callable[..., Dataset], make_episode: Callable[..., Episode]) -> Callable[..., Dataset]:
+    """A prepared dataset of two random episodes."""
+
+    def build(name: str, **values: Any) -> Dataset:
+        return prepared(name, [make_episode(30, f"{name}-{i}", seed=i, **values) for i in range(2)])
+
+    return build
+
+
+def training(updates: int, batch_size: int = 8) -> TrainingConfig:
+    return TrainingConfig(updates=updates, batch_size=batch_size, updates_per_chunk=updates)
+
+
+def policy_config(*, kind: str = "smodice", absorbing: bool = False, observe: str = "states") -> WeightedPolicyConfig:
+    return WeightedPolicyConfig(
+        kind=kind,  # type: ignore[arg-type]
+        absorbing=absorbing,
+        method=SMODICEConfig(hidden=(8,), observe=observe),  # type: ignore[arg-type]
+        discriminator=training(3),
+        value=training(3),
+        training=training(4),
+    )
 
 
 def run(folder: Path) -> Run:
-    (folder / "out").mkdir()
+    (folder / "out").mkdir(parents=True)
     return Run("imitate", 0, 2, folder / "out", folder / "checkpoints")
+
+
+def test_an_expert_seen_without_actions_is_imitated_with_the_actions_of_the_data(
+    prepared: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    """s' = a: the expert stays near 0.5, the data go anywhere, so the action that leads on is 0.5."""
+    rng = np.random.default_rng(0)
+    wander = rng.uniform(-1, 1, (4001, 1)).astype(np.float32)
+    stay = (0.5 + 0.1 * rng.normal(size=(201, 1))).astype(np.float32)
+    ends = {"terminated": False, "truncated": True}
+    data = prepared("data", [Episode(id="a", observations=wander, actions=wander[1:], **ends)])
+    shown = prepared("shown", [Episode(id="b", observations=stay, **ends)])
+    method = SMODICEConfig(
+        hidden=(32,), gamma=0.9, learning_rate=1e-2, value_rate=1e-2, gradient_penalty=0.0, initial="data"
+    )
+    c = WeightedPolicyConfig(
+        kind="smodice",
+        method=method,
+        discriminator=training(150, 128),
+        value=training(200, 128),
+        training=training(200, 128),
+    )
+    policy, facts = imitate("s", c, shown, data, None, run(tmp_path / "run"))
+    states = torch.linspace(0.3, 0.7, 20)[None, :, None]
+    assert ((policy.act(states) - 0.5).abs() < 0.15).all()
+    assert all(0.02 < share < 0.5 for share in facts["effective_share"])
 
 
 @pytest.mark.parametrize("absorbing", [False, True])
 def test_a_demonstration_without_actions_will_do(walk: Callable[..., Dataset], tmp_path: Path, absorbing: bool) -> None:
     shown, data = walk("shown", action_dim=0), walk("data", terminated=True, truncated=False)
-    policy, facts = imitate("s", policy_config(absorbing=absorbing), shown, data, None, run(tmp_path))
+    within = run(tmp_path / "run")
+    policy, facts = imitate("s", policy_config(absorbing=absorbing), shown, data, None, within)
     assert policy.act(torch.randn(1, 5, 3)).shape == (2, 5, 2)
     assert (policy.architecture.observation_dim, policy.architecture.absorbing) == (3, absorbing)
     saw = {"expert": "2 episodes (60 steps), observations only", "other": "60 transitions without rewards"}
-    assert facts == {"saw": saw}
+    assert facts["saw"] == saw
+    assert len(facts["effective_share"]) == 2
+    assert all((within.output / part / "curves.tsv").is_file() for part in (".", "discriminator", "value"))
 
 
 def test_actions_shown_are_not_said_to_be_used(walk: Callable[..., Dataset], tmp_path: Path) -> None:
     shown = walk("shown")
     for observe, content in (("states", "observations only"), ("state_actions", "observations and actions")):
-        (folder := tmp_path / observe).mkdir()
-        _, facts = imitate("s", policy_config(observe=observe), shown, walk("data"), None, run(folder))
+        _, facts = imitate("s", policy_config(observe=observe), shown, walk("data"), None, run(tmp_path / observe))
         assert facts["saw"]["expert"] == f"2 episodes (60 steps), {content}"
 
 
 def test_actions_are_asked_for_where_they_are_needed(walk: Callable[..., Dataset], tmp_path: Path) -> None:
-    shown, data = walk("shown", action_dim=0), walk("data")
+    shown, data, within = walk("shown", action_dim=0), walk("data"), run(tmp_path / "run")
     with pytest.raises(ValueError, match="dataset shown has no actions; smodice imitates actions"):
-        imitate("s", policy_config(observe="state_actions"), shown, data, None, run(tmp_path))
+        imitate("s", policy_config(observe="state_actions"), shown, data, None, within)
     with pytest.raises(ValueError, match="dataset shown has no actions; smodice imitates actions"):
-        imitate("s", policy_config(), data, shown, None, run(tmp_path / "data"))
+        imitate("s", policy_config(), data, shown, None, within)
     other = replace(data, name="other", spec=replace(data.spec, action_dim=1))
     with pytest.raises(ValueError, match="action_dim: found 1 in demonstrations other, expected 2 as in data"):
-        imitate("s", policy_config(), other, data, None, run(tmp_path / "shown"))
+        imitate("s", policy_config(), other, data, None, within)
+
+
+def test_weights_in_the_representation(walk: Callable[..., Dataset], tmp_path: Path) -> None:
+    shown, data = walk("shown"), walk("data")
+    c = policy_config(kind="repr_smodice", observe="state_actions")
+    _, facts = imitate("s", c, shown, data, encoder(), run(tmp_path / "run"))
+    assert facts["saw"]["other"] == "60 transitions without rewards, also through phi and mu"
+    with pytest.raises(ValueError, match="repr_smodice needs a dynamics encoder"):
+        imitate("s", c, shown, data, None, run(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"s\.method\.observe: found states, expected state_actions"):
+        imitate("s", policy_config(kind="repr_smodice"), shown, data, encoder(), run(tmp_path / "states"))
+    with pytest.raises(ValueError, match="has absorbing False, this run needs True"):
+        imitate("s", replace(c, absorbing=True), shown, data, encoder(), run(tmp_path / "absorbing"))
+
+
+def test_a_run_can_be_repeated_to_the_bit(walk: Callable[..., Dataset], tmp_path: Path) -> None:
+    shown, data = walk("shown"), walk("data")
+    acts = []
+    for name in ("a", "b"):
+        c = policy_config(observe="state_actions")
+        policy, _ = imitate("s", c, shown, data, None, run(tmp_path / name))
+        acts.append(policy.act(torch.ones(1, 2, 3)))
+    assert torch.equal(*acts)
+
+
+def test_absorption_has_its_share_of_the_discounted_occupancy(make_episode: Callable[..., Episode]) -> None:
+    gamma, lengths = 0.9, (1, 8, 200)
+    ended = [make_episode(n, f"e-{n}", terminated=True, truncated=False) for n in lengths]
+    for n, e in zip(lengths, _discounted_absorption(ended, gamma), strict=True):
+        share = (e.length - n) / e.length
+        assert share == pytest.approx(gamma**n, abs=0.5 / e.length)
+    (cut,) = _discounted_absorption([make_episode(8)], gamma)
+    assert cut.length == 8
+
+
+def test_smoke_shrinks_every_training() -> None:
+    c = replace(policy_config(), training=TrainingConfig(updates=9999), value=TrainingConfig(updates=9999))
+    shrunk = smoke(c)
+    assert isinstance(shrunk, WeightedPolicyConfig)
+    assert {shrunk.training.updates, shrunk.value.updates, shrunk.discriminator.updates} == {20}
+    assert shrunk.method == c.method

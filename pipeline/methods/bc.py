@@ -79,16 +79,19 @@ class BC(nn.Module):
         observation_std: Tensor,
         action_low: tuple[float, ...],
         action_high: tuple[float, ...],
+        *,
+        absorbing: bool = False,
     ) -> None:
         super().__init__()
         self.config = c
         self.policy = Policy(
             PolicyArchitecture(
                 replicas=replicas,
-                observation_dim=observation_mean.shape[-1],
+                observation_dim=observation_mean.shape[-1] - absorbing,
                 action_low=action_low,
                 action_high=action_high,
                 hidden=c.hidden,
+                absorbing=absorbing,
             )
         )
         self.policy.normaliser = Normaliser(observation_mean, observation_std)

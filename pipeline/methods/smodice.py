@@ -11,17 +11,23 @@ from below; DemoDICE has R of state-action pairs and the KL divergence, which gi
 
 | paper | here |
 |---|---|
-| R = log d^E / d^O = logit of the discriminator of expert and data | ``discriminator_loss`` |
-| min_V (1 - gamma) E V(s0) + (1 + alpha) E_{d^O} f^*(e / (1 + alpha)), e = R + gamma V(s') - V(s) | ``dual_loss`` |
+| R = log d^E / d^O = logit of the discriminator of expert and data | ``discriminator_loss``, ``Discriminator`` |
+| min_V (1 - gamma) E V(s0) + (1 + alpha) E_{d^O} f^*(e / (1 + alpha)), e = R + gamma E V(s') - V(s) | ``dual_loss`` |
 | the same for KL, (1 + alpha) log E_{d^O} exp(e / (1 + alpha)) | ``dual_loss`` |
 | d / d^O = f^*'(e / (1 + alpha)) at the optimum | ``density_ratio`` |
-| policy: -E_{d^O} (d / d^O) log pi(a|s) | ``SMODICE.losses`` |
+| policy: -E_{d^O} (d / d^O) log pi(a|s) | ``methods/bc.py`` on transitions drawn in proportion to d / d^O |
 
-Deviations: discriminator, V and actor are trained together in one backward pass on disjoint parameters, as in DemoDICE;
-SMODICE trains the discriminator first. f^* of the chi-square divergence is the conjugate on d >= 0, constant below -1.
-With KL the weights are normalised to a mean of 1 over the batch, as in DemoDICE. ReLU networks, and the actor of
-``bc`` (no entropy term), so that cloning and this differ in the weight of each sample alone. Terminal states are not
-masked; ``absorbing`` leads to an absorbing state in their place.
+In the dynamics representation, P(s'|s, a) = phi(s, a)^T mu(s') p_n(s'), R is a function of phi(s, a) and, for every V,
+gamma E V(s') = phi(s, a)^T omega with omega = gamma E_{p_n} mu V (Ma, Dai, Ren, Wang, Li 2025, arXiv 2508.14383), which
+is the expectation inside of f^*; one sampled s' overestimates E f^*. This use of phi and mu is our own.
+
+Deviations: the three parts are trained one after the other (SMODICE trains V and policy together, DemoDICE all three),
+and the policy draws its batches in proportion to the weights of all data, in place of weighing uniform batches.
+``noise`` smooths both distributions before the discriminator compares them, because a few expert transitions and much
+data are told apart perfectly otherwise; published is the gradient penalty alone. ``initial: data`` takes all states of
+the data as initial ones. Weights are bounded. f^* of the chi-square divergence is the conjugate on d >= 0, constant
+below -1. ReLU networks, and the actor of ``bc`` (no entropy term). Terminal states are not masked; ``absorbing`` leads
+to an absorbing state in their place.
 """
 
 from __future__ import annotations
@@ -33,8 +39,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dynarep.pipeline.encoders import Policy, PolicyArchitecture
-from dynarep.pipeline.functional import Losses, gaussian_log_prob, gradient_penalty, log_mean_exp
+from dynarep.pipeline.encoders import DynamicsEncoder
+from dynarep.pipeline.functional import Losses, gradient_penalty, log_mean_exp
 from dynarep.pipeline.networks import MLP, Normaliser
 from dynarep.pipeline.params import Field, config
 
@@ -43,36 +49,51 @@ Divergence = Literal["kl", "chi_square"]
 
 @config
 class SMODICEConfig:
-    """Hyper-parameters; the defaults are SMODICE's."""
+    """Hyper-parameters; the defaults are SMODICE's, but for the bound on the weights."""
 
     hidden: tuple[int, ...] = (256, 256)
+    """Of all three networks."""
     observe: Literal["states", "state_actions"] = "states"
     """What the discriminator compares: ``states`` (SMODICE) needs no expert actions, ``state_actions`` is DemoDICE."""
     divergence: Divergence = "kl"
     alpha: float = Field(default=0.0, ge=0)
     """Weight of a further D_f(d || d^O), which keeps the policy closer to the data."""
     gamma: float = Field(default=0.99, gt=0, lt=1)
+    initial: Literal["episodes", "data"] = "episodes"
+    """Whether initial states are the first ones of episodes or all states of the data."""
     learning_rate: float = Field(default=3e-4, gt=0)
+    """Of discriminator and policy."""
+    value_rate: float = Field(default=3e-4, gt=0)
     gradient_penalty: float = Field(default=10.0, ge=0)
     """Of the discriminator, on mixtures of expert and data; 0 leaves it out."""
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of Gaussian noise on the standardised observations and the actions the discriminator learns from."""
-    initial: Literal["episodes", "data"] = "episodes"
-    """Whether rho are the first states of episodes or all states of the data."""
-    max_weight: float | None = Field(default=None, gt=0)
-    """Largest weight of a sample in the policy's loss; the mean weight is 1."""
+    max_weight: float = Field(default=100.0, gt=1)
+    """Largest weight of a transition, in units of the mean weight."""
 
 
 @dataclass(frozen=True)
-class OccupancyBatch:
-    """Expert pairs, transitions of the data and initial states, all (R, B, ...); no expert actions: act_dim 0."""
+class Comparison:
+    """Pairs of expert and data, (R, B, ...); actions may be empty where states are compared."""
 
     expert_observations: Tensor
     expert_actions: Tensor
     observations: Tensor
     actions: Tensor
+
+
+@dataclass(frozen=True)
+class RatedBatch:
+    """Transitions of the data with R, all (R, B, ...), and states."""
+
+    observations: Tensor
+    actions: Tensor
     next_observations: Tensor
+    log_ratio: Tensor
+    """R = log d^E / d^O, (R, B)."""
     initial_observations: Tensor
+    noise: Tensor
+    """States from p_n, (R, N, obs_dim), read with the dynamics representation only."""
 
 
 def discriminator_loss(expert: Tensor, data: Tensor) -> Tensor:
@@ -88,7 +109,7 @@ def dual_loss(initial: Tensor, e: Tensor, gamma: float, divergence: Divergence, 
 
     Args:
         initial: V(s0), (R, B).
-        e: R + gamma V(s') - V(s) on the data, (R, B').
+        e: R + gamma E V(s') - V(s) on the data, (R, B').
         gamma: discount.
         divergence: f.
         alpha: see ``SMODICEConfig``.
@@ -107,8 +128,13 @@ def density_ratio(e: Tensor, divergence: Divergence, alpha: float = 0.0) -> Tens
     return torch.softmax(y, -1) * y.shape[-1] if divergence == "kl" else (y + 1.0).clamp(min=0.0)
 
 
-class SMODICE(nn.Module):
-    """Learner of a discriminator, V and a policy that clones the data with weights."""
+def effective_share(weight: Tensor) -> Tensor:
+    """(E w)^2 / E w^2, 1 where all weights (R, N) are equal: (R,)."""
+    return weight.mean(-1).square() / weight.square().mean(-1).clamp(min=1e-12)
+
+
+class Discriminator(nn.Module):
+    """Learner of R = log d^E / d^O: a perceptron on (s), (s, a) or, with an encoder, on phi(s, a) scaled by LayerNorm."""
 
     def __init__(
         self,
@@ -116,92 +142,156 @@ class SMODICE(nn.Module):
         replicas: int,
         observation_mean: Tensor,
         observation_std: Tensor,
-        action_low: tuple[float, ...],
-        action_high: tuple[float, ...],
-        *,
-        absorbing: bool = False,
+        action_dim: int,
+        encoder: DynamicsEncoder | None = None,
     ) -> None:
         super().__init__()
         self.config = c
-        dim, action_dim = observation_mean.shape[-1], len(action_low)
-        self.policy = Policy(
-            PolicyArchitecture(
-                replicas=replicas,
-                observation_dim=dim - absorbing,
-                action_low=action_low,
-                action_high=action_high,
-                hidden=c.hidden,
-                absorbing=absorbing,
-            )
-        )
-        self.policy.normaliser = Normaliser(observation_mean, observation_std)
-        self.log_std = nn.Parameter(torch.zeros(replicas, 1, action_dim))
-        inputs = dim + (action_dim if c.observe == "state_actions" else 0)
-        self.discriminator = MLP((replicas,), (inputs, *c.hidden, 1))
-        self.value = MLP((replicas,), (dim, *c.hidden, 1))
+        self.normaliser = Normaliser(observation_mean, observation_std)
+        self.encoder = None if encoder is None else deepcopy(encoder).requires_grad_(False)
+        if encoder is not None:
+            inputs = encoder.architecture.feature_dim
+        else:
+            inputs = observation_mean.shape[-1] + (action_dim if c.observe == "state_actions" else 0)
+        self.network = MLP((replicas,), (inputs, *c.hidden, 1))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Discriminator and V at a constant rate, the actor with cosine decay."""
-        rate = self.config.learning_rate
-        return [
-            {"params": [*self.discriminator.parameters(), *self.value.parameters()], "lr": rate},
-            {"params": [*self.policy.parameters(), self.log_std], "lr": rate, "cosine": True},
-        ]
+        """The perceptron at a constant rate."""
+        return [{"params": list(self.network.parameters()), "lr": self.config.learning_rate}]
 
-    def log_ratio(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """The discriminator's logit at standardised observations (R, B, obs_dim) and the actions it compares: (R, B)."""
-        return self.discriminator(torch.cat([observations, actions], -1)).squeeze(-1)  # type: ignore[no-any-return]
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """R of (R or 1, B, obs_dim), (R or 1, B, act_dim): (R, B)."""
+        return self._logit(self.normaliser(observations), self._compared(actions))
 
-    def losses(self, batch: OccupancyBatch) -> Losses:
-        """Discriminator loss and penalty + dual + weighted cloning; their parameters are disjoint."""
+    def _compared(self, actions: Tensor) -> Tensor:
+        return actions[..., :0] if self.config.observe == "states" else actions
+
+    def _logit(self, x: Tensor, actions: Tensor) -> Tensor:
+        """At standardised observations x."""
+        if self.encoder is None:
+            features = torch.cat([x, actions], -1)
+        else:
+            observations = x * (self.normaliser.std + 1e-3) + self.normaliser.mean
+            features = self.encoder.phi(observations, actions)
+            features = nn.functional.layer_norm(features, features.shape[-1:])
+        return self.network(features).squeeze(-1)  # type: ignore[no-any-return]
+
+    def losses(self, batch: Comparison) -> Losses:
+        """Cross entropy on noisy pairs + gradient penalty."""
         c = self.config
-        normaliser = self.policy.normaliser
-        s_expert, s = normaliser(batch.expert_observations), normaliser(batch.observations)
-        a_expert, a = batch.expert_actions, batch.actions
-        if c.observe == "states":
-            a_expert = a = a[..., :0]
-        loss_d, penalty = self._discriminate(s_expert, a_expert, s, a)
-        with torch.no_grad():
-            log_ratio = self.log_ratio(s, a)
-
-        states = [s, normaliser(batch.next_observations)]
-        if c.initial == "episodes":
-            states.append(normaliser(batch.initial_observations))
-        v, v_next, *v_initial = self.value(torch.cat(states, 1)).squeeze(-1).split([x.shape[1] for x in states], 1)
-        e = log_ratio + c.gamma * v_next - v
-        loss_v = dual_loss(v_initial[0] if v_initial else v, e, c.gamma, c.divergence, c.alpha)
-
-        weight = density_ratio(e.detach(), c.divergence, c.alpha)
-        if c.max_weight is not None:
-            weight = weight.clamp(max=c.max_weight)
-        mean = self.policy.rescale(torch.tanh(self.policy.network(s)))
-        log_prob = gaussian_log_prob(batch.actions, mean, self.log_std.clamp(-5.0, 2.0))
-        loss_pi = -(weight * log_prob).mean(-1)
+        x_expert, x = self.normaliser(batch.expert_observations), self.normaliser(batch.observations)
+        a_expert, a = self._compared(batch.expert_actions), self._compared(batch.actions)
+        if c.noise:
+            x_expert, a_expert, x, a = (y + c.noise * torch.randn_like(y) for y in (x_expert, a_expert, x, a))
+        expert, data = self._logit(x_expert, a_expert), self._logit(x, a)
+        loss = cross_entropy = discriminator_loss(expert, data)
+        if c.gradient_penalty:
+            u = torch.rand(*x.shape[:2], 1, device=x.device)
+            penalty = gradient_penalty(self._logit, torch.lerp(x_expert, x, u), torch.lerp(a_expert, a, u))
+            loss = cross_entropy + c.gradient_penalty * penalty
         return Losses(
-            loss_d + c.gradient_penalty * penalty + loss_v + loss_pi,
+            loss,
             {
-                "discriminator_loss": loss_d.detach(),
-                "dual": loss_v.detach(),
-                "policy_loss": loss_pi.detach(),
-                "log_ratio": log_ratio.mean(-1),
-                "effective_share": weight.mean(-1).square() / weight.square().mean(-1).clamp(min=1e-12),
+                "cross_entropy": cross_entropy.detach(),
+                "expert_log_ratio": expert.detach().mean(-1),
+                "data_log_ratio": data.detach().mean(-1),
             },
         )
 
-    def _discriminate(self, s_expert: Tensor, a_expert: Tensor, s: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and gradient penalty of the discriminator."""
+    def after_update(self) -> None:
+        """Nothing follows an update."""
+
+    def export(self) -> Discriminator:
+        """Itself."""
+        return self
+
+
+class OccupancyValue(nn.Module):
+    """Learner of V, the dual variable of the flow of d."""
+
+    def __init__(
+        self,
+        c: SMODICEConfig,
+        replicas: int,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        encoder: DynamicsEncoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = c
+        self.normaliser = Normaliser(observation_mean, observation_std)
+        self.encoder = None if encoder is None else deepcopy(encoder).requires_grad_(False)
+        self.network = MLP((replicas,), (observation_mean.shape[-1], *c.hidden, 1))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """V at a constant rate."""
+        return [{"params": list(self.network.parameters()), "lr": self.config.value_rate}]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """V of (R or 1, B, obs_dim): (R, B)."""
+        return self.network(self.normaliser(observations)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def omega(self, noise: Tensor) -> Tensor:
+        """E_{p_n} mu(s) V(s) over states (R or 1, N, obs_dim) from p_n: (R, k, 1)."""
+        assert self.encoder is not None
+        omega: Tensor = self.encoder.mu(noise).mT @ self(noise).unsqueeze(-1) / noise.shape[-2]
+        return omega
+
+    def advantage(self, batch: RatedBatch, omega: Tensor | None = None) -> Tensor:
+        """R + gamma E V(s') - V(s), with V of the sampled s', or phi^T omega where there is an encoder: (R, B)."""
+        if self.encoder is None:
+            following = self(batch.next_observations)
+        else:
+            omega = self.omega(batch.noise) if omega is None else omega
+            following = (self.encoder.phi(batch.observations, batch.actions) @ omega).squeeze(-1)
+        e: Tensor = batch.log_ratio + self.config.gamma * following - self(batch.observations)
+        return e
+
+    def losses(self, batch: RatedBatch) -> Losses:
+        """The dual."""
         c = self.config
-        if c.noise:
-            s_expert, a_expert, s, a = (x + c.noise * torch.randn_like(x) for x in (s_expert, a_expert, s, a))
-        loss = discriminator_loss(self.log_ratio(s_expert, a_expert), self.log_ratio(s, a))
-        if not c.gradient_penalty:
-            return loss, torch.zeros_like(loss)
-        u = torch.rand(*s.shape[:2], 1, device=s.device)
-        return loss, gradient_penalty(self.log_ratio, torch.lerp(s_expert, s, u), torch.lerp(a_expert, a, u))
+        e = self.advantage(batch)
+        initial = self(batch.observations if c.initial == "data" else batch.initial_observations)
+        dual = dual_loss(initial, e, c.gamma, c.divergence, c.alpha)
+        weight = density_ratio(e.detach(), c.divergence, c.alpha)
+        return Losses(
+            dual,
+            {
+                "dual": dual.detach(),
+                "value": initial.detach().mean(-1),
+                "effective_share": effective_share(weight),
+            },
+        )
 
     def after_update(self) -> None:
         """Nothing follows an update: the dual needs no target network."""
 
-    def export(self) -> Policy:
-        """The policy of every replica."""
-        return deepcopy(self.policy)
+    def export(self) -> OccupancyValue:
+        """Itself."""
+        return self
+
+
+def cloning_weights(e: Tensor, c: SMODICEConfig) -> Tensor:
+    """Weights d / d^O of all data, bounded: min(d / d^O, b) with the b that is ``max_weight`` times their mean.
+
+    Without the bound a single transition on which V jumps can outweigh all others.
+
+    Args:
+        e: of all data, (R, N).
+        c: divergence, alpha and bound.
+
+    Returns:
+        (R, N), in units of their mean.
+
+    Raises:
+        ValueError: if a replica's weights are all zero, which the chi-square divergence allows.
+    """
+    # At most N / max_weight transitions can be at the bound; what lies far above the next one would only underflow it.
+    next_largest = e.topk(min(int(e.shape[-1] / c.max_weight) + 1, e.shape[-1]), -1).values[..., -1:]
+    weight = density_ratio(e.double().minimum(next_largest + 40.0 * (1.0 + c.alpha)), c.divergence, c.alpha)
+    for _ in range(100):  # each round lowers the bound towards the fixed point
+        weight = weight.minimum(c.max_weight * weight.mean(-1, keepdim=True))
+    mean = weight.mean(-1, keepdim=True)
+    if not (mean > 0).all():
+        raise ValueError("all weights of a replica are zero; train V for longer, or use divergence: kl")
+    return (weight / mean).float()

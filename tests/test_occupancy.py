@@ -1,0 +1,85 @@
+"""The expert's occupancy ratio on a process where it is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dynarep.data.schema import Episode
+from dynarep.data.shards import Dataset, load_dataset, write_dataset
+from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
+from dynarep.pipeline.engine import Run
+from dynarep.pipeline.methods.occupancy import OccupancyConfig, expert_weights, occupancy_reward
+from dynarep.pipeline.relabel import OccupancyMethodConfig, relabel, spaces_of
+from dynarep.pipeline.spaces import dynamics_space
+
+GAMMA = 0.9
+
+
+def test_ratio_is_the_occupancy_ratio_of_a_tabular_process() -> None:
+    """With P / p_n factorised exactly and rho = p_n, mu^T theta_E + 1 - gamma = d^E(s) / p_n(s) in every state."""
+    rng = np.random.default_rng(0)
+    states, actions = 6, 3
+    kernel = rng.dirichlet(np.ones(states), size=(states, actions))
+    noise = rng.dirichlet(np.ones(states))
+    policy = rng.dirichlet(np.ones(actions), size=states)
+    walk = np.einsum("sa,sat->st", policy, kernel)
+    occupancy = np.linalg.solve(np.eye(states) - GAMMA * walk.T, (1 - GAMMA) * noise)
+    u, values, vt = np.linalg.svd((kernel / noise).reshape(-1, states), full_matrices=False)
+    phi, mu = u * np.sqrt(values), vt.T * np.sqrt(values)
+    pairs = (occupancy[:, None] * policy).reshape(-1)
+    counts = np.round(pairs * 200_000).astype(int)  # demonstrations in the expert's proportions
+    shown = torch.from_numpy(np.repeat(phi, counts, axis=0))[None]
+    reward = occupancy_reward(torch.from_numpy(mu)[None], expert_weights(shown, GAMMA), GAMMA, scale=2.0)
+    ratio = (1 - GAMMA) * torch.exp(reward / 2.0)
+    torch.testing.assert_close(ratio[0], torch.from_numpy(occupancy / noise), rtol=2e-4, atol=0)
+
+
+def test_reward_by_hand() -> None:
+    weights = torch.tensor([[1.0, 0.5]])
+    mu = torch.tensor([[[0.4, 0.2], [-3.0, 0.0], [0.0, 0.0]]])
+    expected = torch.tensor([[math.log((0.5 + 0.1) / 0.1), 0.0, 0.0]])
+    torch.testing.assert_close(occupancy_reward(mu, weights, GAMMA, 1.0), expected)
+    torch.testing.assert_close(occupancy_reward(mu, weights, GAMMA, 3.0), 3 * expected)
+
+
+def prepared(folder: Path, episodes: list[Episode], actions: bool = True) -> Dataset:
+    bounds = ((-1.0, -1.0), (1.0, 1.0)) if actions else ((), ())
+    write_dataset(folder, folder.name, episodes, provenance={}, env=None, bounds=bounds)
+    return load_dataset(folder)
+
+
+def test_rewards_of_a_dataset(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+    data = prepared(tmp_path / "data", [make_episode(n, f"e-{n}", seed=n) for n in (5, 9)])
+    expert = prepared(tmp_path / "expert", [make_episode(4, f"x-{n}", seed=10 + n) for n in (0, 1)])
+    torch.manual_seed(0)
+    encoder = DynamicsEncoder(
+        DynamicsArchitecture(replicas=2, observation_dim=3, action_dim=2, hidden=(8,), feature_dim=4)
+    )
+    encoder.requires_grad_(False)
+    cpu = torch.device("cpu")
+    c = OccupancyMethodConfig(kind="occupancy", method=OccupancyConfig(gamma=GAMMA))
+    spaces = {name: dynamics_space(encoder, name, data, cpu) for name in ("phi", "mu")}
+    assert spaces_of(c) == ("phi", "mu")
+    run = Run("relabel/name", 0, 2, tmp_path, tmp_path)
+    found = relabel("name", c, data, expert, spaces, cpu, run)
+    s, a = (
+        torch.from_numpy(np.concatenate(x))[None]
+        for x in zip(*[(e.current, e.actions) for e in expert.episodes], strict=True)
+    )
+    theta = GAMMA * encoder.phi(s, a).mean(1)
+    for episode in data.episodes:
+        ratio = (encoder.mu(torch.from_numpy(episode.successors)[None]) * theta[:, None]).sum(-1).clamp(min=0)
+        expected = torch.log((ratio + 0.1) / 0.1)
+        np.testing.assert_allclose(found.rewards[episode.id], expected, rtol=1e-4, atol=1e-5)
+    assert found.example is None
+    assert found.metrics["replicas"] == 2
+    assert found.metrics["experts"] == 2
+    blind = prepared(tmp_path / "blind", [make_episode(4, "b", action_dim=0)], actions=False)
+    with pytest.raises(ValueError, match="space phi needs actions, but blind has none"):
+        relabel("name", c, data, blind, spaces, cpu, run)
