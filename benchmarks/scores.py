@@ -35,6 +35,7 @@ from benchmarks.tables import score_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
+WORK = ROOT / ".dynarep" / "scores"
 
 
 def prepare_datasets(preset: Preset, recordings: Path | None, work: Path) -> dict[str, str]:
@@ -63,7 +64,7 @@ def prepare_datasets(preset: Preset, recordings: Path | None, work: Path) -> dic
 
 
 def run_job(stage: str, folder: Path, threads: int) -> float:
-    """Run one stage in ``folder``; its output and messages go to ``log.txt``. Returns the seconds it took."""
+    """Run one stage in ``folder``; its output and messages go to ``log.txt``. Returns the CPU seconds it took."""
     import torch
 
     from dynarep.pipeline.run import Stage
@@ -71,13 +72,13 @@ def run_job(stage: str, folder: Path, threads: int) -> float:
     torch.set_num_threads(threads)
     main = importlib.import_module(f"dynarep.stages.{stage}").main
     with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             main(Stage(stage, folder / "params.yaml"))
         except BaseException:
             traceback.print_exc()
             raise
-        return time.perf_counter() - started
+        return time.process_time() - started
 
 
 def set_up(job: Job, work: Path) -> Path:
@@ -244,10 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
         store = Store(RESULTS / f"{options.preset}.json", preset.description)
         failed: list[str] = []
         if not options.table:
-            work = ROOT / ".dynarep" / "scores"
             if options.fresh:
-                shutil.rmtree(work, ignore_errors=True)
-            grid = cells(preset, prepare_datasets(preset, options.recordings, work))
+                shutil.rmtree(WORK, ignore_errors=True)
+            grid = cells(preset, prepare_datasets(preset, options.recordings, WORK))
             chosen = [cell for cell in grid if re.search(options.cells, str(cell))]
             if not chosen:
                 raise ValueError(f"--cells: {options.cells!r} matches none of {', '.join(map(str, grid))}")
@@ -257,9 +257,9 @@ def main(arguments: list[str] | None = None) -> None:
 
             def finished(name: str) -> None:
                 if name in evaluations:
-                    store.add(result(evaluations[name], work))
+                    store.add(result(evaluations[name], WORK))
 
-            failed = run_jobs(jobs, work, options.workers, finished)
+            failed = run_jobs(jobs, WORK, options.workers, finished)
     except (DataError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{preset.description}\n\n{score_table(list(store.cells.values()))}")

@@ -85,13 +85,14 @@ def score_table(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
 
 
 HEAD = (
-    "| method | last [95 %] | best [95 %] | expert fraction | replicas x episodes | updates x batch | transitions | seconds |",
+    "| method | last [95 %] | best [95 %] | expert fraction | replicas x episodes | updates x batch | transitions | CPU s |",
     "|---|---|---|---|---|---|---|---|",
 )
 
 
 def _row(cell: Cell) -> str:
     returns, budget = last(cell), cell["budget"]
+    seconds = budget["seconds"].values()
     columns = (
         cell["method"],
         interval(cell, returns),
@@ -100,7 +101,7 @@ def _row(cell: Cell) -> str:
         f"{returns.shape[0]} x {returns.shape[1]}",
         f"{budget['updates']:,} x {budget['batch_size']}",
         f"{budget['transitions']:,}",
-        f"{sum(budget['seconds'].values()):.0f}",
+        "-" if None in seconds else f"{sum(seconds):,.0f}",
     )
     return f"| {' | '.join(columns)} |"
 

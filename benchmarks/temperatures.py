@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.grid import Job, cells, load_preset
-from benchmarks.scores import ROOT, prepare_datasets, run_jobs, set_up
+from benchmarks.scores import WORK, prepare_datasets, run_jobs, set_up
 
 EVERY = 20
 
@@ -69,18 +69,18 @@ def main() -> None:
     parser.add_argument("--preset", required=True, help="a file of benchmarks/presets, without .yaml")
     parser.add_argument("--recordings", type=Path, help="folder of the recordings that the preset's cards name")
     options = parser.parse_args()
-    preset, work = load_preset(options.preset), ROOT / ".dynarep" / "scores"
+    preset = load_preset(options.preset)
     jobs = {
         job.name: job
-        for cell in cells(preset, prepare_datasets(preset, options.recordings, work))
+        for cell in cells(preset, prepare_datasets(preset, options.recordings, WORK))
         for job in cell.job.chain().values()
     }
     pretraining = [job for job in jobs.values() if job.stage.startswith("pretrain")]
-    if run_jobs({job.name: job for job in pretraining}, work, len(os.sched_getaffinity(0)), lambda name: None):
+    if run_jobs({job.name: job for job in pretraining}, WORK, len(os.sched_getaffinity(0)), lambda name: None):
         sys.exit(1)
     for job in jobs.values():
         if job.stage == "relabel" and job.params["relabel"]["methods"]:
-            name, cost = median_cost(job, work)
+            name, cost = median_cost(job, WORK)
             print(f"{name}: median cost {cost:.3g}, temperature {1.0 / cost:.2g}", flush=True)
 
 

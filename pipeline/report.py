@@ -538,7 +538,7 @@ def _coupling_section(artifacts: Path) -> str:
     return _figure(
         figure,
         f"Coupling of {agent_steps} agent steps with {expert_steps} expert steps, the agent's rewards below",
-        f"Transport plan of {escape(path.parent.name)} between agent episode <b>{escape(agent)}</b> and expert episode "
+        f"Steps of agent episode <b>{escape(agent)}</b> as {escape(path.parent.name)} matches them with expert episode "
         f"<b>{escape(expert)}</b>: the darker or brighter the blue, the more mass. Below, the rewards that the agent's "
         f"steps get{', and their true rewards' if true_rewards is not None else ''}.",
     )

@@ -232,3 +232,26 @@ def test_jobs_run_once_in_order_and_a_failure_stops_what_depends_on_it(
 
 def stages(names: list[str]) -> list[str]:
     return [name.rpartition("-")[0] for name in names]
+
+
+def test_a_reduced_grid_gives_the_order_that_the_full_one_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The score benchmark itself at toy size: the label finds the episodes worth cloning among mostly bad ones."""
+    monkeypatch.setattr(scores, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(scores, "WORK", tmp_path / "work")
+    with pytest.raises(SystemExit) as stop:
+        scores.main(["--preset", "reduced"])
+    assert stop.value.code == 0
+    stored = json.loads((tmp_path / "results" / "reduced.json").read_text())["cells"]
+    score = {cell["method"]: float(tables.normalised(cell, tables.last(cell)).mean()) for cell in stored}
+    assert score["bc"] > 30.0
+    assert score["bc_arbitrary"] < 20.0
+    assert score["occupancy_top3"] > 2.0 * score["bc_arbitrary"]
+    with pytest.raises(SystemExit):
+        scores.main(["--preset", "reduced", "--table"])
+    (tmp_path / "work").rename(tmp_path / "forgotten")
+    with pytest.raises(SystemExit) as stop:
+        scores.main(["--preset", "reduced"])
+    assert stop.value.code == 0
+    assert not (tmp_path / "work" / "jobs").exists()

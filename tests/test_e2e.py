@@ -29,8 +29,8 @@ STAGES = (
     "evaluate",
     "report",
 )
-IMITATORS = ("bc", "value_dice", "repr_value_dice")
-LEARNERS = ("iql_ailot", "iql_otr", "iql_true")
+IMITATORS = ("bc", "value_dice", "repr_value_dice", "smodice")
+LEARNERS = ("iql_ailot", "iql_otr", "iql_true", "td3_bc_ailot", "top_bc_rnd")
 MODEL = ("model.safetensors", "config.json", "metadata.json", "model.pt2", "README.md", "curves.tsv")
 SCORE = ("return_mean", "normalised_iqm", "normalised_low", "normalised_high", "expert_fraction")
 

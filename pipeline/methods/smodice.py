@@ -18,8 +18,9 @@ from below; DemoDICE has R of state-action pairs and the KL divergence, which gi
 | policy: -E_{d^O} (d / d^O) log pi(a|s) | ``methods/bc.py`` on transitions drawn in proportion to d / d^O |
 
 In the dynamics representation, P(s'|s, a) = phi(s, a)^T mu(s') p_n(s'), R is a function of phi(s, a) and, for every V,
-gamma E V(s') = phi(s, a)^T omega with omega = gamma E_{p_n} mu V (Ma, Dai, Ren, Wang, Li 2025, arXiv 2508.14383), which
-is the expectation inside of f^*; one sampled s' overestimates E f^*. This use of phi and mu is our own.
+E V(s') = phi(s, a)^T omega with omega = E_{p_n} mu V (Ma, Dai, Ren, Wang, Li 2025, arXiv 2508.14383; ``Discriminator``,
+``OccupancyValue.omega``). This is the expectation inside of f^*; one sampled s' overestimates E f^*. Its use here is our
+own.
 
 Deviations: the three parts are trained one after the other (SMODICE trains V and policy together, DemoDICE all three),
 and the policy draws its batches in proportion to the weights of all data, in place of weighing uniform batches.
