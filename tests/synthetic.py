@@ -170,9 +170,12 @@ class Corridor:
         return np.stack(points, 1), np.stack(actions, 1)
 
     def travel(
-        self, rng: np.random.Generator, start: np.ndarray, target: np.ndarray, steps: int, noise: float
+        self, rng: np.random.Generator, start: np.ndarray, target: np.ndarray, steps: int, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """From points (E, 2) to targets (2,) or (E, 2), to stay there, with noisy actions: (E, T + 1, 2), (E, T, 2)."""
+        """From points (E, 2) to targets (2,) or (E, 2), to stay there: (E, T + 1, 2), (E, T, 2).
+
+        ``noise``, a number or (E, 1), is the deviation of what is added to both components of an action.
+        """
         p = start
         points, actions = [p], []
         for _ in range(steps):

@@ -15,6 +15,7 @@ With a fixed seed on one machine nothing is random.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,11 @@ def ratio_errors(loss: LossName, folder: Path, seed: int) -> RatioErrors:
 
 @pytest.mark.parametrize("loss", ["quadratic", "ranking", "binary"])
 def test_the_ratio_of_a_chain_is_learned_from_its_transitions(loss: LossName, tmp_path: Path) -> None:
+    """Root mean square error of P / p_n; null: a ratio that does not depend on (s, a), 0.55.
+
+    Learned: 0.15 ± 0.03 (binary 0.16 ± 0.03), 8.5 standard errors below the limit or more; its mean over noise states
+    1.00 to 1.01 ± 0.03, 6 within the limit or more. Null: exact.
+    """
     found = ratio_errors(loss, tmp_path / "run", SEED)
     assert found.blind > 0.5
     assert found.learned.mean() < 0.25
@@ -271,11 +277,19 @@ def agreement_with_the_way(walks: Walks) -> dict[str, np.ndarray]:
 
 
 def test_values_know_the_way_around_the_block(walks: Walks) -> None:
+    """Rank correlation of -V(s, g, g) with the shortest way; null: that of the Euclidean distance, 0.798.
+
+    Learned: 0.949 ± 0.008, 24 standard errors above the limit. Null: exact.
+    """
     found = agreement_with_the_way(walks)
     assert found["value"].mean() > 0.88
 
 
 def test_distances_of_psi_know_the_way_around_the_block(walks: Walks) -> None:
+    """Rank correlation of psi's squared distance with the shortest way; null: that of the Euclidean distance, 0.798.
+
+    Learned: 0.893 ± 0.025, 6 standard errors above the limit. Null: exact.
+    """
     found = agreement_with_the_way(walks)
     assert found["psi"].mean() > 0.84
 
@@ -350,6 +364,12 @@ def distance_from_the_expert(policy: Policy) -> np.ndarray:
     return total_variation(CHAIN.occupancy(actions), CHAIN.occupancy(EXPERT))
 
 
+def last_objective(folder: Path) -> float:
+    """Mean over replicas and the last updates."""
+    with (folder / "curves.tsv").open(newline="") as file:
+        return float(list(csv.DictReader(file, delimiter="\t"))[-1]["objective"])
+
+
 @pytest.mark.parametrize(
     ("method", "cloning_weight", "limit"),
     [
@@ -363,44 +383,55 @@ def distance_from_the_expert(policy: Policy) -> np.ndarray:
 def test_imitators_visit_the_states_that_the_expert_visits(
     method: str, cloning_weight: float, limit: float, lesson: Lesson, tmp_path: Path
 ) -> None:
-    policy = imitate(method, cloning_weight, lesson, tmp_path / "run", SEED)
+    """Total variation of state occupancies, learned and expert's; null: the policy with actions of mean 0, 0.40.
+
+    Learned, with cloning: 0.010 ± 0.015, 7 standard errors below the limit; the games alone: 0.053 ± 0.016 (ValueDICE) and
+    0.053 ± 0.019, 7 below. Null: exact.
+    """
+    folder = tmp_path / "run"
+    policy = imitate(method, cloning_weight, lesson, folder, SEED)
     assert distance_from_the_expert(policy).mean() < limit
+    if method != "bc":
+        assert -0.3 < last_objective(folder) < 0.05
     assert total_variation(CHAIN.occupancy(np.zeros(CHAIN.states)), CHAIN.occupancy(EXPERT)) > 0.4
 
 
 @dataclass(frozen=True)
 class Journeys:
-    """Episodes in the corridor, each from and to a random place, and a demonstration from the left end to the right end.
+    """Episodes in the corridor, and a demonstration of the way from the left end to the right end, for each replica.
 
     Args:
-        data: what policies learn from.
         points: (R, E, T + 1, 2).
+        actions: (R, E, T, 2).
         expert: (R, T + 1, 2).
-        progress: minus the mean distance from the right end by the shortest way, (R, E).
     """
 
-    data: OwnData
     points: np.ndarray
+    actions: np.ndarray
     expert: np.ndarray
-    progress: np.ndarray
+
+    @property
+    def following(self) -> np.ndarray:
+        """Minus the mean distance from where the expert is at the same time, by the shortest way, (R, E)."""
+        return -Corridor().geodesic(self.points[:, :, :-1], self.expert[:, None, :-1]).mean(-1)  # type: ignore[no-any-return]
 
 
-def travel(seed: int, *, count: int = 90, steps: int = 20) -> Journeys:
+def travel(seed: int, *, attempts: bool, count: int, steps: int = 20) -> Journeys:
+    """From and to random places; or attempts to do as the expert.
+
+    Attempts begin near the left end. Every other one goes to the right end, the rest to random places, and their actions
+    are more or less noisy.
+    """
     corridor = Corridor()
-    episodes, points, experts = [], [], []
-    for r, rng in enumerate(generators(seed, 4)):
-        p, a = corridor.travel(rng, corridor.points(rng, count), corridor.points(rng, count), steps, 0.3)
-        episodes.append(record(f"journey-{r}", p, a))
-        points.append(p)
-        experts.append(corridor.travel(rng, corridor.left_end[None], corridor.right_end, steps, 0.05)[0][0])
-    every = np.stack(points)
-    progress = -corridor.geodesic(every[:, :, :-1], corridor.right_end).mean(-1)
-    return Journeys(OwnData(episodes), every, np.stack(experts), progress)
-
-
-@pytest.fixture(scope="module")
-def journeys() -> Journeys:
-    return travel(SEED)
+    found = []
+    for rng in generators(seed, 5 if attempts else 4):
+        start, target, noise = corridor.points(rng, count), corridor.points(rng, count), np.full((count, 1), 0.3)
+        if attempts:
+            start = corridor.left_end + 0.1 * rng.uniform(-1.0, 1.0, (count, 2))
+            target[::2], noise = corridor.right_end, rng.uniform(0.0, 1.5, (count, 1))
+        expert, _ = corridor.travel(rng, corridor.left_end[None], corridor.right_end, steps, np.array(0.05))
+        found.append((*corridor.travel(rng, start, target, steps, noise), expert[0]))
+    return Journeys(*(np.stack(parts) for parts in zip(*found, strict=True)))
 
 
 @torch.no_grad()
@@ -431,48 +462,59 @@ def label(
 
 
 def ranking(journeys: Journeys, rewards: Tensor) -> np.ndarray:
-    """Rank correlation over episodes of the return with the progress, (R,)."""
-    return correlations(rewards.sum(-1).numpy(), journeys.progress)
+    """Rank correlation over episodes of the return with how well they follow the expert, (R,)."""
+    return correlations(rewards.sum(-1).numpy(), journeys.following)
 
 
 @pytest.fixture(scope="module")
-def intent_rewards(journeys: Journeys, walks: Walks) -> Tensor:
-    return label(journeys, "ailot", walks.encoder, walks.points)
+def attempts() -> Journeys:
+    return travel(SEED, attempts=True, count=60)
 
 
-def test_rewards_in_intents_rank_episodes_better_than_in_coordinates(
-    journeys: Journeys, walks: Walks, intent_rewards: Tensor
-) -> None:
-    by_intents = ranking(journeys, intent_rewards)
-    by_coordinates = ranking(journeys, label(journeys, "ailot", None, walks.points))
-    assert (by_intents - by_coordinates).mean() > 0.15
+def test_rewards_in_intents_rank_attempts_better_than_in_coordinates(attempts: Journeys, walks: Walks) -> None:
+    """Difference of the rank correlations of AILOT's returns with following the expert; null: no difference.
+
+    Learned: 0.22 ± 0.09, 4 standard errors above the limit. Null: 3 below.
+    """
+    by_intents = ranking(attempts, label(attempts, "ailot", walks.encoder, walks.points))
+    by_coordinates = ranking(attempts, label(attempts, "ailot", None, walks.points))
+    assert (by_intents - by_coordinates).mean() > 0.1
 
 
-def test_rewards_of_otr_rank_episodes_better_than_chance(journeys: Journeys, walks: Walks) -> None:
-    assert ranking(journeys, label(journeys, "otr", None, walks.points)).mean() > 0.15
+def test_rewards_of_otr_rank_attempts(attempts: Journeys, walks: Walks) -> None:
+    """Rank correlation of OTR's returns with following the expert; null: rewards that know nothing of it, 0.
+
+    Learned: 0.83 ± 0.04, 6 standard errors above the limit. Null: a correlation of 60 episodes has a deviation of 0.13, so
+    the mean of eight is 16 below.
+    """
+    assert ranking(attempts, label(attempts, "otr", None, walks.points)).mean() > 0.75
 
 
-def learn_from_rewards(journeys: Journeys, rewards: Tensor, folder: Path, seed: int) -> Policy:
+def own_data(journeys: Journeys) -> OwnData:
+    episodes = zip(journeys.points, journeys.actions, strict=True)
+    return OwnData([record(f"journey-{r}", *episode) for r, episode in enumerate(episodes)])
+
+
+def learn_from_rewards(data: OwnData, rewards: Tensor, folder: Path, seed: int) -> Policy:
+    """By IQL; the rewards (R, E, T) in (0, 1] become costs."""
     values = rewards.flatten(1).to(training_device()) - 1.0
-    c = IQLConfig(
-        hidden=(64, 64), gamma=0.95, expectile=0.9, temperature=15.0, learning_rate=4e-3, target_rate=0.05
-    )
+    c = IQLConfig(hidden=(64, 64), gamma=0.95, expectile=0.9, temperature=15.0, learning_rate=4e-3, target_rate=0.05)
     torch.manual_seed(seed)
     learner = IQL(c, REPLICAS, *MOMENTS, *PLANE)
 
     def sample(generator: torch.Generator) -> RewardBatch:
-        index = journeys.data.index(128, generator)
-        b = journeys.data.gather(index)
+        index = data.index(128, generator)
+        b = data.gather(index)
         return RewardBatch(b.observations, b.actions, values.gather(1, index), b.terminated, b.next_observations)
 
     fit(learner, sample, 800, folder, seed)
     return learner.export()
 
 
-def clone(journeys: Journeys, folder: Path, seed: int) -> Policy:
+def clone(data: OwnData, folder: Path, seed: int) -> Policy:
     torch.manual_seed(seed)
     learner = BC(BCConfig(hidden=(64, 64), learning_rate=4e-3), REPLICAS, *MOMENTS, *PLANE)
-    fit(learner, lambda generator: journeys.data.draw(128, generator), 400, folder, seed)
+    fit(learner, lambda generator: data.draw(128, generator), 400, folder, seed)
     return learner.export()
 
 
@@ -486,9 +528,14 @@ def arrivals(policy: Policy, *, episodes: int = 40, steps: int = 40) -> np.ndarr
     return (np.linalg.norm(p - corridor.right_end, axis=-1) < 0.3).mean(-1)  # type: ignore[no-any-return]
 
 
-def test_iql_on_rewards_of_ailot_arrives_where_cloning_does_not(
-    journeys: Journeys, intent_rewards: Tensor, tmp_path: Path
-) -> None:
-    learned = arrivals(learn_from_rewards(journeys, intent_rewards, tmp_path / "iql", SEED))
-    cloned = arrivals(clone(journeys, tmp_path / "bc", SEED))
-    assert (learned - cloned).mean() > 0.5
+def test_iql_on_rewards_of_ailot_arrives_where_cloning_does_not(walks: Walks, tmp_path: Path) -> None:
+    """Share of episodes that arrive, less that of cloning the same data; null: no better than cloning, which never arrives.
+
+    Learned, with seed 0 among the seeds: 0.98 ± 0.09, 9 standard errors above the limit. Null: 40 episodes of eight
+    replicas, of which cloning had none in 1600 arrive.
+    """
+    journeys = travel(SEED, attempts=False, count=90)
+    data, rewards = own_data(journeys), label(journeys, "ailot", walks.encoder, walks.points)
+    learned = arrivals(learn_from_rewards(data, rewards, tmp_path / "iql", SEED))
+    cloned = arrivals(clone(data, tmp_path / "bc", SEED))
+    assert (learned - cloned).mean() > 0.7
