@@ -143,6 +143,7 @@ class _Chunks(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         rows: list[Tensor] = []
         names: list[str] = []
+        snapshot_updates = training.snapshot_updates
         started = time.perf_counter()
         for _ in range(min(training.updates_per_chunk, training.updates - self.updates)):
             progress = self.updates / training.updates
@@ -157,7 +158,7 @@ class _Chunks(pl.LightningModule):
             optimizer.step()
             self.learner.after_update()  # type: ignore[operator]
             self.updates += 1
-            if self.updates in training.snapshot_updates:
+            if self.updates in snapshot_updates:
                 state = self.learner.export().state_dict()  # type: ignore[operator]
                 self.snapshots[self.updates] = {name: value.detach().clone() for name, value in state.items()}
             rows.append(torch.stack([result.loss.detach(), *result.metrics.values()]))

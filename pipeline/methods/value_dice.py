@@ -220,6 +220,8 @@ class ValueDICE(nn.Module):
             if encoder is None:
                 raise ValueError("ReprValueDICE needs a dynamics encoder")
             self.critic = RepresentationCritic(replicas, encoder, c.hidden, c.gamma, c.terms, fine_tune=c.fine_tune)
+        elif encoder is not None:
+            raise ValueError("ValueDICE reads no dynamics encoder; expected a ReprValueDICEConfig with it")
         else:
             self.critic = PerceptronCritic(replicas, normaliser, len(action_low), c.hidden)
 

@@ -1,0 +1,47 @@
+"""Snapshots of a policy along its training: which updates, which weights, and that evaluation finds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynarep.pipeline.artifacts import load_policy, save_artifact
+from dynarep.pipeline.encoders import Policy
+from dynarep.pipeline.engine import Run, TrainingConfig, train
+from dynarep.pipeline.evaluate import find_policies
+from dynarep.pipeline.methods.bc import BC, BCConfig
+from dynarep.pipeline.methods.value_dice import Transitions
+
+
+def cloned(folder: Path, chunk: int) -> Policy:
+    """Cloning of random actions for 40 updates with four snapshots, into ``folder``."""
+    torch.manual_seed(0)
+    learner = BC(BCConfig(hidden=(8,)), 2, torch.zeros(3), torch.ones(3), (-1.0,), (1.0,))
+
+    def sample(generator: torch.Generator) -> Transitions:
+        x = torch.randn(2, 8, 7, generator=generator)
+        return Transitions(x[..., :3], x[..., 3:4].tanh(), x[..., 4:])
+
+    training = TrainingConfig(updates=40, batch_size=8, updates_per_chunk=chunk, snapshots=4)
+    folder.mkdir(parents=True)
+    train(learner, sample, training, run=Run("bc", 0, 2, folder, folder / "kept"), metric="loss", key="bc-k")
+    return learner.export()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="samples on the CPU")
+def test_snapshots_are_the_policies_on_the_way(tmp_path: Path) -> None:
+    last = cloned(tmp_path / "imitate" / "bc", 40)
+    cloned(tmp_path / "again" / "bc", 7)
+    states = []
+    for update in (10, 20, 30):
+        one, other = (load_policy(tmp_path / x / "bc" / "snapshots" / f"{update:09d}") for x in ("imitate", "again"))
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        states.append(one.network.layers[0].weight)
+    states.append(last.network.layers[0].weight)
+    assert all(not torch.equal(a, b) for i, a in enumerate(states) for b in states[:i])
+    assert len(list((tmp_path / "imitate" / "bc" / "snapshots").iterdir())) == 3
+    save_artifact(tmp_path / "imitate" / "bc", last, {})
+    assert list(find_policies(tmp_path)) == ["bc"]
+    assert list(find_policies(tmp_path, snapshots=True)) == ["bc", "bc@10", "bc@20", "bc@30"]
