@@ -41,6 +41,7 @@ class TransitionTable:
     Attributes:
         packed: (N, width) float32; a row is observation, action, next observation, terminated and, if there are any,
             reward.
+        lengths: (E,) int64, transitions of each episode.
         first: (N,) int64, row of the first transition of each row's episode.
         last: (N,) int64, row of the last transition of each row's episode.
         observation_dim: numbers in an observation.
@@ -61,7 +62,7 @@ class TransitionTable:
         self.observation_dim = observation_dim
         self.action_dim = action_dim
         self.has_rewards = packed.shape[1] == 2 * observation_dim + action_dim + 2
-        lengths = lengths.to(packed.device)
+        self.lengths = lengths = lengths.to(packed.device)
         ends = lengths.cumsum(0)
         self._starts = ends - lengths
         self.first = self._starts.repeat_interleave(lengths)

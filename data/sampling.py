@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +12,11 @@ from torch import Tensor
 def uniform(count: int, shape: tuple[int, ...], generator: torch.Generator, device: torch.device | str) -> Tensor:
     """Independent uniform indices in [0, count), int64 of the given shape."""
     return torch.randint(count, shape, generator=generator, device=device)
+
+
+def uniform_of(rows: Sequence[Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """Independent uniform choices of each replica from rows of its own: R tensors (N_r,) -> (R, count)."""
+    return torch.stack([own[uniform(len(own), (count,), generator, own.device)] for own in rows])
 
 
 def goals(

@@ -32,6 +32,7 @@ import lightning as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from dynarep.pipeline.artifacts import save_model
@@ -58,6 +59,8 @@ class TrainingConfig:
     """Largest gradient norm of one replica."""
     snapshots: int = Field(default=1, ge=1)
     """Parts of the run after each of which the model is kept; the last one is the result."""
+    average_rate: float = Field(default=1.0, gt=0, le=1)
+    """Rate per update at which the model that is kept follows the trained one (Polyak averaging); 1 keeps the latter."""
 
     @property
     def snapshot_updates(self) -> tuple[int, ...]:
@@ -111,6 +114,10 @@ class _Chunks(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.learner = learner
+        self.average: AveragedModel | None = None
+        if training.average_rate < 1:
+            average = get_ema_multi_avg_fn(1 - training.average_rate)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(learner, multi_avg_fn=average)
         self.sample = sample
         self.training_config = training
         self.key = key
@@ -120,6 +127,11 @@ class _Chunks(pl.LightningModule):
         self.last_checkpoint: Path | None = None
         self._generator_seed = seed
         self._resumed: dict[str, Any] | None = None
+
+    @property
+    def kept(self) -> nn.Module:
+        """The learner, or its average over the updates."""
+        return self.learner if self.average is None else self.average.module
 
     def configure_optimizers(self) -> Any:
         groups = self.learner.parameter_groups()  # type: ignore[operator]
@@ -157,9 +169,11 @@ class _Chunks(pl.LightningModule):
                 clip_gradients(parameters, training.gradient_clip)
             optimizer.step()
             self.learner.after_update()  # type: ignore[operator]
+            if self.average is not None:
+                self.average.update_parameters(self.learner)
             self.updates += 1
             if self.updates in snapshot_updates:
-                state = self.learner.export().state_dict()  # type: ignore[operator]
+                state = self.kept.export().state_dict()  # type: ignore[operator]
                 self.snapshots[self.updates] = {name: value.detach().clone() for name, value in state.items()}
             rows.append(torch.stack([result.loss.detach(), *result.metrics.values()]))
             names = ["loss", *result.metrics]
@@ -354,6 +368,7 @@ def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: 
             trainer.fit(module, chunks, ckpt_path=resume, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C and SIGTERM
             raise KeyboardInterrupt(f"at update {module.updates} of {training.updates} of {name}") from None
+    learner.load_state_dict(module.kept.state_dict())
     learner.cpu().eval()
     write_table(output / "curves.tsv", module.curve)
     for update, state in module.snapshots.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import Batch, TransitionTable, observation_moments
-from dynarep.data.sampling import uniform
+from dynarep.data.sampling import uniform, uniform_of
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import DynamicsEncoder, Policy
 from dynarep.pipeline.engine import Run, Sample, TrainingConfig, digest, run_key, train, training_device
-from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes
+from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes, best_rows
+from dynarep.pipeline.methods.occupancy import expert_weights, occupancy_reward
 from dynarep.pipeline.methods.smodice import (
     Comparison,
     Discriminator,
@@ -66,6 +68,9 @@ class ReprDualPolicyConfig:
     kind: Literal["repr_value_dice"]
     absorbing: bool = False
     """Lead terminated episodes into an absorbing state; the encoder must have been trained so, too."""
+    top: float = Field(default=0.0, ge=0, le=1)
+    """Draw half of the cloned pairs from the arbitrary data, from the episodes that hold this share of its transitions
+    and have the highest expert occupancy ratio in phi and mu (``methods.occupancy``); 0 clones demonstrations alone."""
     method: ReprValueDICEConfig
     training: TrainingConfig
 
@@ -191,12 +196,39 @@ def imitate(
         expert, other = table_of(demonstrations.episodes), table_of(arbitrary.episodes)
         learner = ValueDICE(c.method, run.replicas, *moments, *bounds, used, absorbing=absorbing)
         metric = "objective"
+        like_expert: list[Tensor] = []
+        if isinstance(c, ReprDualPolicyConfig) and c.top > 0:
+            assert used is not None
+            like_expert = _like_expert(c, expert, other, used)
 
         def sample(generator: torch.Generator) -> Any:
-            return ImitationBatch(*(_transitions(draw(table, generator)) for table in (expert, other)))
+            shown, seen = (_transitions(draw(table, generator)) for table in (expert, other))
+            if not like_expert:
+                return ImitationBatch(shown, seen)
+            half = c.training.batch_size // 2
+            chosen = _transitions(other.gather(uniform_of(like_expert, c.training.batch_size - half, generator)))
+            names = (field.name for field in fields(Transitions))
+            cloned = (torch.cat([getattr(shown, name)[:, :half], getattr(chosen, name)], 1) for name in names)
+            return ImitationBatch(shown, seen, Transitions(*cloned))
 
     train(learner, sample, c.training, run=run, metric=metric, key=key)
     return learner.export(), facts
+
+
+@torch.no_grad()
+def _like_expert(
+    c: ReprDualPolicyConfig, expert: TransitionTable, data: TransitionTable, encoder: DynamicsEncoder
+) -> list[Tensor]:
+    """Rows of the episodes of the data with the highest expert occupancy ratio, for each replica."""
+    encoder = deepcopy(encoder).to(data.packed.device)
+    shown = expert.gather(torch.arange(len(expert), device=data.packed.device)[None])
+    weights = expert_weights(encoder.phi(shown.observations, shown.actions), c.method.gamma)
+    rows = torch.arange(len(data), device=data.packed.device)[None]
+    rewards = [
+        occupancy_reward(encoder.mu(data.gather(part).next_observations), weights, c.method.gamma, scale=1.0)
+        for part in torch.split(rows, 8192, 1)
+    ]
+    return best_rows(torch.cat(rewards, 1), data.lengths.tolist(), c.top)
 
 
 def _weights(
@@ -340,7 +372,8 @@ def _saw(c: AnyPolicyConfig, demonstrations: Dataset, arbitrary: Dataset) -> dic
             }
         return {"expert": "nothing", "other": transitions}
     if needs_encoder(c):
-        also = "also " if isinstance(c, WeightedPolicyConfig) else ""
+        itself = isinstance(c, WeightedPolicyConfig) or (isinstance(c, ReprDualPolicyConfig) and c.top > 0)
+        also = "also " if itself else ""
         return {"expert": expert, "other": f"{transitions}, {also}through phi and mu"}
     if isinstance(c, WeightedPolicyConfig) and c.method.observe == "states":
         return {"expert": describe(demonstrations, actions=False), "other": transitions}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dynarep.data.resident import TransitionTable, observation_moments
-from dynarep.data.sampling import uniform
+from dynarep.data.sampling import uniform, uniform_of
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.encoders import Policy
 from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
-from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes
+from dynarep.pipeline.methods.bc import BC, BCConfig, best_rows
 from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
 from dynarep.pipeline.methods.otr import return_range_scale
 from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
@@ -100,23 +100,6 @@ def next_actions(dataset: Dataset, table: TransitionTable) -> Tensor:
     return torch.where((row == table.last).unsqueeze(-1), torch.nan, following)
 
 
-def best_rows(dataset: Dataset, rewards: Tensor, top: float) -> list[Tensor]:
-    """Rows of the dataset's table that belong to the best episodes of each replica.
-
-    Args:
-        dataset: its episodes.
-        rewards: of all its transitions in order, (R, N).
-        top: share of all transitions, in (0, 1].
-
-    Returns:
-        R tensors of int64.
-    """
-    lengths = [episode.length for episode in dataset.episodes]
-    rows = torch.split(torch.arange(sum(lengths)), lengths)
-    returns = torch.stack([part.double().sum(-1) for part in torch.split(rewards.cpu(), lengths, -1)], -1)
-    return [torch.cat([rows[i] for i in best_episodes(replica, lengths, top)]) for replica in returns.tolist()]
-
-
 def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset, rewards: Tensor, run: Run) -> Policy:
     """Train one policy.
 
@@ -148,13 +131,13 @@ def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset
             following = next_actions(dataset, table)
     else:
         learner, metric = BC(c.top_bc.method, *form), "squared_error"
-        chosen = [rows.to(device) for rows in best_rows(dataset, rewards, c.top_bc.top)]
+        chosen = best_rows(rewards, [episode.length for episode in dataset.episodes], c.top_bc.top)
 
     def sample(generator: torch.Generator) -> RewardBatch | SARSABatch:
         if chosen is None:
             index = uniform(len(table), shape, generator, device)
         else:
-            index = torch.stack([rows[uniform(len(rows), shape[1:], generator, device)] for rows in chosen])
+            index = uniform_of(chosen, c.training.batch_size, generator)
         batch = table.gather(index)
         fields = batch.observations, batch.actions, rewards.gather(1, index), batch.terminated, batch.next_observations
         if policy.learner == "td3_bc":

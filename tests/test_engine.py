@@ -426,3 +426,29 @@ def test_training_config() -> None:
 def test_write_table(tmp_path: Path) -> None:
     write_table(tmp_path / "t.tsv", [{"k": 1, "space": "psi"}, {"k": 2, "space": "raw"}])
     assert (tmp_path / "t.tsv").read_bytes() == b"k\tspace\n1\tpsi\n2\traw\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compares two runs on the CPU to the bit")
+def test_the_average_follows_the_trained_parameters(tmp_path: Path) -> None:
+    """Kept parameters are those of the run without averaging, averaged by hand; an interruption changes nothing."""
+    rate = 0.2
+    states: list[Tensor] = []
+    plain = Regression()
+    after_update = plain.after_update
+
+    def recorded() -> None:
+        after_update()
+        states.append(plain.network.layers[0].weight.detach().clone())
+
+    plain.after_update = recorded  # type: ignore[method-assign]
+    fit(tmp_path / "plain", learner=plain)
+    expected = states[0]
+    for state in states[1:]:
+        expected = torch.lerp(expected, state, rate)
+    averaging = replace(TRAINING, average_rate=rate)
+    kept = fit(tmp_path / "kept", averaging)
+    torch.testing.assert_close(kept.network.layers[0].weight, expected)
+    with pytest.raises(InterruptionError):
+        fit(tmp_path / "stopped", averaging, sample=failing(17, InterruptionError()))
+    resumed = fit(tmp_path / "stopped", averaging)
+    assert torch.equal(resumed.network.layers[0].weight, kept.network.layers[0].weight)

@@ -13,8 +13,10 @@ import torch
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.engine import Run
+from dynarep.pipeline.engine import Run, TrainingConfig
+from dynarep.pipeline.imitate import ReprDualPolicyConfig, imitate
 from dynarep.pipeline.methods.occupancy import OccupancyConfig, expert_weights, occupancy_reward
+from dynarep.pipeline.methods.value_dice import ReprValueDICEConfig
 from dynarep.pipeline.relabel import OccupancyMethodConfig, relabel, spaces_of
 from dynarep.pipeline.spaces import dynamics_space
 
@@ -83,3 +85,42 @@ def test_rewards_of_a_dataset(make_episode: Callable[..., Episode], tmp_path: Pa
     blind = prepared(tmp_path / "blind", [make_episode(4, "b", action_dim=0)], actions=False)
     with pytest.raises(ValueError, match="space phi needs actions, but blind has none"):
         relabel("name", c, data, blind, spaces, cpu, run)
+
+
+def test_cloning_of_the_episodes_that_resemble_the_expert(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
+    """ReprValueDICE with ``top`` clones, in each replica, the episodes to which the label gives the highest return."""
+    lengths, constants = (40, 30, 35), (-0.6, 0.0, 0.6)
+    data = prepared(
+        tmp_path / "data",
+        [
+            make_episode(n, f"e-{i}", seed=i, actions=np.full((n, 2), x, np.float32))
+            for i, (n, x) in enumerate(zip(lengths, constants, strict=True))
+        ],
+    )
+    expert = prepared(tmp_path / "expert", [make_episode(6, "x", seed=9)])
+    torch.manual_seed(0)
+    encoder = DynamicsEncoder(
+        DynamicsArchitecture(replicas=2, observation_dim=3, action_dim=2, hidden=(8,), feature_dim=4)
+    ).requires_grad_(False)
+    cpu = torch.device("cpu")
+    label = OccupancyMethodConfig(kind="occupancy", method=OccupancyConfig(gamma=GAMMA))
+    spaces = {name: dynamics_space(encoder, name, data, cpu) for name in ("phi", "mu")}
+    rewards = relabel("name", label, data, expert, spaces, cpu, Run("relabel/name", 0, 2, tmp_path, tmp_path)).rewards
+    best = np.stack([rewards[episode.id].sum(-1) for episode in data.episodes]).argmax(0)
+    assert len(set(best.tolist())) == 2, "the replicas should disagree, or the test cannot tell them apart"
+
+    (tmp_path / "out").mkdir()
+    c = ReprDualPolicyConfig(
+        kind="repr_value_dice",
+        top=0.3,
+        method=ReprValueDICEConfig(hidden=(64,), gamma=GAMMA, actor_rate=1e-3, cloning_weight=1000),
+        training=TrainingConfig(updates=600, batch_size=32),
+    )
+    policy, facts = imitate(
+        "p", c, expert, data, encoder, Run("imitate/p", 0, 2, tmp_path / "out", tmp_path / "checkpoints")
+    )
+    assert "also through phi and mu" in facts["saw"]["other"]
+    for replica, episode in enumerate(best):
+        states = torch.from_numpy(data.episodes[episode].current)[None]
+        error = policy.act(states)[replica] - constants[episode]
+        assert error.abs().median() < 0.3, replica  # nearer to its own constant than to the others

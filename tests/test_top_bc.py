@@ -11,8 +11,8 @@ import torch
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
 from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.methods.bc import BCConfig
-from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, TopBCConfig, best_rows, offline_rl
+from dynarep.pipeline.methods.bc import BCConfig, best_rows
+from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, TopBCConfig, offline_rl
 
 LENGTHS = (30, 10, 20, 40)
 
@@ -33,13 +33,12 @@ def rewards_of(*returns: tuple[float, ...]) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def test_each_replica_has_its_own_best_episodes(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
-    data = dataset(tmp_path / "data", make_episode)
+def test_each_replica_has_its_own_best_episodes() -> None:
     rewards = rewards_of((1.0, 9.0, 3.0, 2.0), (5.0, 0.0, 0.0, 9.0))
-    first, second = best_rows(data, rewards, 0.3)
+    first, second = best_rows(rewards, LENGTHS, 0.3)
     assert first.tolist() == list(range(30, 60))  # episodes 1 and 2 hold 30 of 100 transitions
     assert second.tolist() == list(range(60, 100))  # one episode at least, though it holds more
-    assert [len(rows) for rows in best_rows(data, rewards, 1.0)] == [100, 100]
+    assert [len(rows) for rows in best_rows(rewards, LENGTHS, 1.0)] == [100, 100]
 
 
 def test_policy_is_that_of_the_best_episode(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:

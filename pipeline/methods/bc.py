@@ -68,6 +68,22 @@ def best_episodes(returns: Sequence[float], lengths: Sequence[int], share: float
     return sorted(chosen)
 
 
+def best_rows(rewards: Tensor, lengths: Sequence[int], share: float) -> list[Tensor]:
+    """Rows of a table of episodes that belong to the best ones of each replica.
+
+    Args:
+        rewards: of all transitions in order, (R, N).
+        lengths: transitions of each episode, N in total.
+        share: of the transitions, in (0, 1].
+
+    Returns:
+        R tensors of int64 on the device of ``rewards``.
+    """
+    rows = torch.split(torch.arange(sum(lengths), device=rewards.device), list(lengths))
+    returns = torch.stack([part.double().sum(-1) for part in torch.split(rewards, list(lengths), -1)], -1)
+    return [torch.cat([rows[i] for i in best_episodes(replica, lengths, share)]) for replica in returns.tolist()]
+
+
 class BC(nn.Module):
     """Learner of a Gaussian policy by maximum likelihood."""
 

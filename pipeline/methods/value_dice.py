@@ -84,6 +84,8 @@ class ImitationBatch:
 
     expert: Transitions
     replay: Transitions
+    cloned: Transitions | None = None
+    """What the cloning term takes in place of ``expert``."""
 
 
 class PerceptronCritic(nn.Module):
@@ -266,10 +268,11 @@ class ValueDICE(nn.Module):
             torch.lerp(expert.actions, replay.actions, u),
         )
         loss = objective + c.gradient_penalty * penalty + c.orthogonality * orthogonality(self.actor.network)
-        mode = self.actor.mode(expert.observations)
-        likelihood = gaussian_log_prob(expert.actions, mode, self.cloning_log_std.clamp(-5.0, 2.0)).mean(-1)
+        cloned = expert if batch.cloned is None else batch.cloned
+        mode = self.actor.mode(cloned.observations)
+        likelihood = gaussian_log_prob(cloned.actions, mode, self.cloning_log_std.clamp(-5.0, 2.0)).mean(-1)
         loss = loss - c.cloning_weight * likelihood
-        error = (mode.detach() - expert.actions).square().mean((-1, -2))
+        error = (mode.detach() - cloned.actions).square().mean((-1, -2))
         return Losses(
             loss,
             {
