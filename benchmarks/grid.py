@@ -17,6 +17,9 @@ from dynarep.pipeline.params import Field, config, read_yaml, validate
 
 PRESETS = Path(__file__).parent / "presets"
 
+POLICY, LABEL = "policy", "label"
+"""What the stages call a cell's policy and its rewards: not the method's name, so that methods share what they share."""
+
 Section = dict[str, Any]
 
 
@@ -215,21 +218,21 @@ def _evaluation(preset: Preset, setting: str, method: str, fingerprints: Mapping
     if spec.imitate is not None:
         needs = [pretraining("pretrain_dynamics")] if spec.imitate["kind"].startswith("repr_") else []
         shown = data.states if spec.demonstrations == "states" else data.demonstrations
-        section = {"demonstrations": shown, "dataset": data.dataset, "policies": {method: spec.imitate}}
+        section = {"demonstrations": shown, "dataset": data.dataset, "policies": {POLICY: spec.imitate}}
         learned = job("imitate", section, *needs)
     else:
         needs, methods, rewards = [], {}, "true"
         if spec.relabel is not None:
             space = spec.relabel.get("space", DEFAULT_SPACE.get(spec.relabel["kind"], "raw"))
             needs = [pretraining(PRETRAINING[space])] if space in PRETRAINING else []
-            methods, rewards = {method: spec.relabel}, method
+            methods, rewards = {LABEL: spec.relabel}, LABEL
         reads_actions = spec.demonstrations == "actions"
         shown = data.demonstrations if reads_actions else data.states
         labels = job("relabel", {"dataset": data.dataset, "demonstrations": shown, "methods": methods}, *needs)
         policy = {**(spec.offline_rl or {}), "rewards": rewards}
         others = LEARNERS - {policy.get("learner", "iql")}
         section = {key: value for key, value in params.get("offline_rl", {}).items() if key not in others}
-        learned = job("offline_rl", {**section, "policies": {method: policy}}, labels)
+        learned = job("offline_rl", {**section, "policies": {POLICY: policy}}, labels)
     return job("evaluate", {**params["evaluate"], "snapshots": True, "workers": 1}, learned)
 
 

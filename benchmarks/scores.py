@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.grid import Cell, Job, Preset, cells, datasets, load_preset
+from benchmarks.grid import LABEL, POLICY, Cell, Job, Preset, cells, datasets, load_preset
 from benchmarks.tables import score_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,15 +158,15 @@ def result(cell: Cell, work: Path) -> dict[str, Any]:
     evaluated, learned = jobs[-1], jobs[-2]
     artifacts = work / "jobs" / evaluated.name / "artifacts"
     played = read_json(artifacts / "evaluate" / "returns.json")
-    training = read_json(artifacts / learned.stage / "metrics.json")[cell.method]
-    metadata = read_json(artifacts / learned.stage / cell.method / "metadata.json")
+    training = read_json(artifacts / learned.stage / "metrics.json")[POLICY]
+    metadata = read_json(artifacts / learned.stage / POLICY / "metadata.json")
     dataset, demonstrations = (
         read_json(work / "shards" / name / "index.json") for name in (cell.data.dataset, cell.data.demonstrations)
     )
     returns = {
         name.partition("@")[2] or "last": [[round(value, 2) for value in row] for row in policy["returns"]]
         for name, policy in played["policies"].items()
-        if name.partition("@")[0] == cell.method
+        if name.partition("@")[0] == POLICY
     }
     random = [value for row in played["policies"]["random"]["returns"] for value in row]
     labels = [job for job in jobs if job.stage == "relabel" and job.params["relabel"]["methods"]]
@@ -184,7 +184,7 @@ def result(cell: Cell, work: Path) -> dict[str, Any]:
             "demonstration_steps": demonstrations["transitions"],
             "seconds": {job.stage: read_json(work / "jobs" / job.name / "job.json")["seconds"] for job in jobs},
         },
-        "labels": read_json(artifacts / "relabel" / "metrics.json")[cell.method] if labels else None,
+        "labels": read_json(artifacts / "relabel" / "metrics.json")[LABEL] if labels else None,
         "params": {job.stage: job.params[job.stage] for job in jobs}
         | {"seed": evaluated.params["seed"], "replicas": evaluated.params["replicas"]},
         "revision": metadata["revision"],
@@ -253,11 +253,11 @@ def main(arguments: list[str] | None = None) -> None:
                 raise ValueError(f"--cells: {options.cells!r} matches none of {', '.join(map(str, grid))}")
             chosen = [cell for cell in chosen if options.fresh or not store.has(cell)]
             jobs = {name: job for cell in chosen for name, job in cell.job.chain().items()}
-            evaluations = {cell.job.name: cell for cell in chosen}
 
             def finished(name: str) -> None:
-                if name in evaluations:
-                    store.add(result(evaluations[name], WORK))
+                for cell in chosen:
+                    if cell.job.name == name:
+                        store.add(result(cell, WORK))
 
             failed = run_jobs(jobs, WORK, options.workers, finished)
     except (DataError, ValueError, OSError) as error:

@@ -26,8 +26,8 @@ from benchmarks.scores import WORK, prepare_datasets, run_jobs, set_up
 EVERY = 20
 
 
-def median_cost(job: Job, work: Path) -> tuple[str, float]:
-    """Name and median cost of a step for the label of a relabel job."""
+def median_cost(job: Job, work: Path) -> float:
+    """Median cost of a step for the label of a relabel job."""
     import torch
 
     from dynarep.data.shards import load_dataset
@@ -60,7 +60,7 @@ def median_cost(job: Job, work: Path) -> tuple[str, float]:
         elif share > 0.99:
             temperature *= 30.0
         else:
-            return name, -math.log(share) / temperature
+            return -math.log(share) / temperature
 
 
 def main() -> None:
@@ -70,18 +70,17 @@ def main() -> None:
     parser.add_argument("--recordings", type=Path, help="folder of the recordings that the preset's cards name")
     options = parser.parse_args()
     preset = load_preset(options.preset)
-    jobs = {
-        job.name: job
-        for cell in cells(preset, prepare_datasets(preset, options.recordings, WORK))
-        for job in cell.job.chain().values()
-    }
-    pretraining = [job for job in jobs.values() if job.stage.startswith("pretrain")]
-    if run_jobs({job.name: job for job in pretraining}, WORK, len(os.sched_getaffinity(0)), lambda name: None):
+    grid = cells(preset, prepare_datasets(preset, options.recordings, WORK))
+    jobs = {job.name: job for cell in grid for job in cell.job.chain().values() if job.stage.startswith("pretrain")}
+    if run_jobs(jobs, WORK, len(os.sched_getaffinity(0)), lambda name: None):
         sys.exit(1)
-    for job in jobs.values():
-        if job.stage == "relabel" and job.params["relabel"]["methods"]:
-            name, cost = median_cost(job, WORK)
-            print(f"{name}: median cost {cost:.3g}, temperature {1.0 / cost:.2g}", flush=True)
+    shown = set()
+    for cell in grid:
+        job = next((job for job in cell.job.chain().values() if job.stage == "relabel"), None)
+        if job is not None and job.params["relabel"]["methods"] and job.name not in shown:
+            shown.add(job.name)
+            cost = median_cost(job, WORK)
+            print(f"{cell.method}: median cost {cost:.3g}, temperature {1.0 / cost:.2g}", flush=True)
 
 
 if __name__ == "__main__":

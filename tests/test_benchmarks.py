@@ -94,11 +94,11 @@ def test_sections_name_the_settings_data() -> None:
     jobs = {job.stage: job.params[job.stage] for job in chains(preset())["one/ailot"]}
     assert jobs["pretrain_intent"]["dataset"] == "a"
     assert (jobs["relabel"]["dataset"], jobs["relabel"]["demonstrations"]) == ("a", "es")
-    assert jobs["offline_rl"]["policies"] == {"ailot": {"rewards": "ailot"}}
+    assert jobs["offline_rl"]["policies"] == {"policy": {"rewards": "label"}}
     jobs = {job.stage: job.params[job.stage] for job in chains(preset())["one/repr"]}
     assert jobs["pretrain_dynamics"]["noise"]["dataset"] == "a"
     assert (jobs["imitate"]["dataset"], jobs["imitate"]["demonstrations"]) == ("a", "e")
-    assert chains(preset())["one/true"][1].params["offline_rl"]["policies"] == {"true": {"rewards": "true"}}
+    assert chains(preset())["one/true"][1].params["offline_rl"]["policies"] == {"policy": {"rewards": "true"}}
 
 
 def test_a_change_makes_just_what_depends_on_it_another_job() -> None:
@@ -122,12 +122,13 @@ def test_shared_jobs_are_one() -> None:
         preset(
             methods={
                 name: {"relabel": {"kind": "ailot", "method": {"lookahead": k}}, "offline_rl": {}}
-                for name, k in (("a", 0), ("b", 2))
+                for name, k in (("a", 0), ("b", 2), ("like_a", 0))
             }
         )
     )
     assert jobs["one/a"][0].key == jobs["one/b"][0].key
     assert jobs["one/a"][1].key != jobs["one/b"][1].key
+    assert [job.key for job in jobs["one/a"]] == [job.key for job in jobs["one/like_a"]]
 
 
 def test_refusals_name_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
