@@ -235,6 +235,39 @@ def _play_all(jobs: list[_Job], workers: int) -> Iterator[Rollouts]:
             yield from pool.map(_play, jobs)
 
 
+def play(folders: Mapping[str, Path | None], settings: EvaluateConfig, load: Load) -> dict[str, Rollouts]:
+    """Play all episodes of some policies, in worker processes.
+
+    Args:
+        folders: of the policies by name; None stands for uniform random actions.
+        settings: of the evaluation.
+        load: reads a policy from its folder; worker processes import it by name.
+
+    Returns:
+        Rollouts by name, all episodes of each.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    jobs = [
+        _Job(name, folder, load, settings, first)
+        for name, folder in folders.items()
+        for first in range(0, settings.episodes, BLOCK)
+    ]
+    workers = min(settings.workers or _available_cores(), len(jobs))
+    blocks: dict[str, list[Rollouts]] = {name: [] for name in folders}
+    played = track(_play_all(jobs, workers), "evaluate", total=len(jobs), console=Console(stderr=True), transient=True)
+    for job, block in zip(jobs, played, strict=True):
+        blocks[job.name].append(block)
+    return {
+        name: Rollouts(
+            np.concatenate([part.returns for part in parts], axis=1),
+            np.concatenate([part.lengths for part in parts], axis=1),
+        )
+        for name, parts in blocks.items()
+    }
+
+
 def find_policies(artifacts: Path, *, snapshots: bool = False) -> dict[str, Path]:
     """Folders of all policies, ``imitate/*`` then ``offline_rl/*``, by name; each followed by its snapshots if asked for.
 
@@ -349,9 +382,6 @@ def evaluate(
     Raises:
         EvaluationError: if the environment cannot be made, a policy does not fit it, or an input is missing.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     if load is None:
         from dynarep.pipeline.artifacts import load_policy
 
@@ -366,24 +396,7 @@ def evaluate(
             raise EvaluationError(
                 f"{folder}: the policy reads observations of {found} numbers, {settings.env} gives {observation_dim}"
             )
-    folders = {**policies, RANDOM: None}
-    jobs = [
-        _Job(name, folder, load, settings, first)
-        for name, folder in folders.items()
-        for first in range(0, settings.episodes, BLOCK)
-    ]
-    workers = min(settings.workers or _available_cores(), len(jobs))
-    blocks: dict[str, list[Rollouts]] = {name: [] for name in folders}
-    played = track(_play_all(jobs, workers), "evaluate", total=len(jobs), console=Console(stderr=True), transient=True)
-    for job, block in zip(jobs, played, strict=True):
-        blocks[job.name].append(block)
-    rollouts = {
-        name: Rollouts(
-            np.concatenate([part.returns for part in parts], axis=1),
-            np.concatenate([part.lengths for part in parts], axis=1),
-        )
-        for name, parts in blocks.items()
-    }
+    rollouts = play({**policies, RANDOM: None}, settings, load)
     raw = {
         "env": settings.env,
         "seed": settings.seed,
