@@ -267,9 +267,9 @@ def torch_iql(hidden: int, batch: int, count: int) -> Work:
                 q_target = torch.min(targets[0](pair), targets[1](pair)).squeeze(1)
                 v_next = v(s_next).squeeze(1)
             advantage = q_target - v(s).squeeze(1)
-            v_loss: Any = (torch.abs(EXPECTILE - (advantage < 0).float()) * advantage**2).mean()
+            v_loss = (torch.abs(EXPECTILE - (advantage < 0).float()) * advantage**2).mean()
             v_optimizer.zero_grad()
-            v_loss.backward()
+            v_loss.backward()  # type: ignore[no-untyped-call]
             v_optimizer.step()
             y = r + GAMMA * (1 - done) * v_next
             errors = [nn.functional.mse_loss(q(torch.cat([s, a], 1)).squeeze(1), y) for q in (q1, q2)]
