@@ -269,13 +269,13 @@ def torch_iql(hidden: int, batch: int, count: int) -> Work:
             advantage = q_target - v(s).squeeze(1)
             v_loss = (torch.abs(EXPECTILE - (advantage < 0).float()) * advantage**2).mean()
             v_optimizer.zero_grad()
-            v_loss.backward()  # type: ignore[no-untyped-call]
+            v_loss.backward()
             v_optimizer.step()
             y = r + GAMMA * (1 - done) * v_next
             errors = [nn.functional.mse_loss(q(torch.cat([s, a], 1)).squeeze(1), y) for q in (q1, q2)]
             q_loss = (errors[0] + errors[1]) / 2
             q_optimizer.zero_grad()
-            q_loss.backward()
+            q_loss.backward()  # type: ignore[no-untyped-call]
             q_optimizer.step()
             with torch.no_grad():
                 for target, q in zip(targets, (q1, q2), strict=True):
