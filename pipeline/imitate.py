@@ -69,8 +69,8 @@ class ReprDualPolicyConfig:
     absorbing: bool = False
     """Lead terminated episodes into an absorbing state; the encoder must have been trained so, too."""
     top: float = Field(default=0.0, ge=0, le=1)
-    """Draw half of the cloned pairs from the arbitrary data, from the episodes that hold this share of its transitions
-    and have the highest expert occupancy ratio in phi and mu (``methods.occupancy``); 0 clones demonstrations alone."""
+    """Clone, beside the demonstrations, the arbitrary episodes that hold this share of the transitions and have the highest
+    expert occupancy ratio in phi and mu (``methods.occupancy``); every pair weighs the same. 0: demonstrations alone."""
     method: ReprValueDICEConfig
     training: TrainingConfig
 
@@ -200,15 +200,16 @@ def imitate(
         if isinstance(c, ReprDualPolicyConfig) and c.top > 0:
             assert used is not None
             like_expert = _like_expert(c, expert, other, used)
+            share = torch.tensor([[len(expert) / (len(expert) + len(rows))] for rows in like_expert], device=device)
 
         def sample(generator: torch.Generator) -> Any:
             shown, seen = (_transitions(draw(table, generator)) for table in (expert, other))
             if not like_expert:
                 return ImitationBatch(shown, seen)
-            half = c.training.batch_size // 2
-            chosen = _transitions(other.gather(uniform_of(like_expert, c.training.batch_size - half, generator)))
+            chosen = _transitions(other.gather(uniform_of(like_expert, c.training.batch_size, generator)))
+            own = (torch.rand(shape, generator=generator, device=device) < share).unsqueeze(-1)
             names = (field.name for field in fields(Transitions))
-            cloned = (torch.cat([getattr(shown, name)[:, :half], getattr(chosen, name)], 1) for name in names)
+            cloned = (torch.where(own, getattr(shown, name), getattr(chosen, name)) for name in names)
             return ImitationBatch(shown, seen, Transitions(*cloned))
 
     train(learner, sample, c.training, run=run, metric=metric, key=key)
