@@ -1,8 +1,12 @@
-"""Tables of stored scores: interquartile means with intervals, last and best policy apart, budget in the same row.
+"""Tables of stored results: interquartile means with intervals, last and best policy apart, budget in the same row.
 
     python -m benchmarks.tables docs/results.md
 
-rewrites every block between ``<!-- scores <preset> [<setting> ...] -->`` and ``<!-- end -->`` from the stored results.
+rewrites every block that ends with ``<!-- end -->`` from the stored results. It begins with one of
+
+- ``<!-- scores <preset> [<setting> ...] -->``: a table per setting,
+- ``<!-- matrix <preset> <learner> -->``: labels by spaces, of methods called ``<label>_<space>_<learner>``,
+- ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from dynarep.pipeline.scores import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-BLOCK = re.compile(r"(<!-- scores (?P<preset>[\w-]+)(?P<settings>[^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(?P<head><!-- (?P<kind>\w+) (?P<words>[^>]*?) -->\n).*?(?P<tail><!-- end -->)", re.DOTALL)
 
 Cell = dict[str, Any]
 
@@ -128,12 +132,65 @@ def read_cells(preset: str) -> list[Cell]:
     return cells
 
 
+def matrix(cells: Sequence[Cell], learner: str) -> str:
+    """Markdown: scores of ``<label>_<space>_<learner>``, a row per label and a column per space; methods of other forms below.
+
+    In brackets the interval and, after the semicolon, the rank correlation of the label's returns with the true ones.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        label, _, rest = cell["method"].removesuffix(f"_{learner}").partition("_")
+        if cell["method"].endswith(f"_{learner}"):
+            agreement = cell["labels"]["spearman_true_return"]
+            rank = "-" if agreement is None else f"{agreement:.2f}"
+            found.setdefault(label, {})[rest] = interval(cell, last(cell)).replace("]", f"; {rank}]")
+    spaces = list(dict.fromkeys(space for row in found.values() for space in row))
+    lines = [f"| label | {' | '.join(spaces)} |", f"|---{'|---' * len(spaces)}|"]
+    lines += [f"| {label} | {' | '.join(row.get(space, '') for space in spaces)} |" for label, row in found.items()]
+    return "\n".join(lines)
+
+
+def throughput_table(kind: str) -> str:
+    """Markdown: rates of the groups of a kind, with the least and the largest, and ratios to the first contender's."""
+    parts = []
+    for group in json.loads((RESULTS / "throughput.json").read_text())["groups"]:
+        if group["kind"] != kind:
+            continue
+        head = [
+            f"**{group['name']}**",
+            "",
+            f"| | {group['unit']}/s [least, largest] | first / it | peak MB |",
+            "|---|---|---|---|",
+        ]
+        rows = []
+        for row in group["rows"]:
+            if "missing" in row:
+                rows.append(f"| {row['name']} | not measured: {row['missing']} | | |")
+                continue
+            name = f"{row['name']} ({row['note']})" if row["note"] else row["name"]
+            rate = f"{row['rate']:,.3g} [{row['low']:,.3g}, {row['high']:,.3g}]"
+            rows.append(f"| {name} | {rate} | {row['ratio']:.2f} | {row.get('peak_mb') or '-'} |")
+        if "floor" in group:
+            ratio = group["rows"][0]["rate"] / group["floor"]
+            rows.append(f"| the arithmetic alone | {group['floor']:,.3g} | {ratio:.2f} | |")
+        parts.append("\n".join([*head, *rows]))
+    return "\n\n".join(parts)
+
+
 def refreshed(text: str) -> str:
-    """``text`` with every block of scores made anew."""
+    """``text`` with every block made anew."""
 
     def replace(match: re.Match[str]) -> str:
-        table = score_table(read_cells(match["preset"]), match["settings"].split())
-        return f"{match[1]}{table}\n{match[4]}"
+        first, *rest = match["words"].split()
+        if match["kind"] == "scores":
+            table = score_table(read_cells(first), rest)
+        elif match["kind"] == "matrix":
+            table = matrix(read_cells(first), rest[0])
+        elif match["kind"] == "throughput":
+            table = throughput_table(first)
+        else:
+            return match[0]
+        return f"{match['head']}{table}\n{match['tail']}"
 
     return BLOCK.sub(replace, text)
 

@@ -180,6 +180,22 @@ def test_table_has_score_interval_budget_and_total() -> None:
     assert "**t**" not in tables.score_table(cells, ["s"])
 
 
+def test_matrix_has_a_row_per_label_and_a_column_per_space() -> None:
+    labels = {"spearman_true_return": 0.5}
+    cells = [
+        cell_of("s", "near_raw_iql", {"last": [[10.0, 10.0]]}, labels=labels),
+        cell_of("s", "near_psi_iql", {"last": [[20.0, 20.0]]}, labels={"spearman_true_return": None}),
+        cell_of("s", "far_psi_iql", {"last": [[30.0, 30.0]]}, labels=labels),
+        cell_of("s", "far_psi_top3", {"last": [[90.0, 90.0]]}, labels=labels),
+    ]
+    assert tables.matrix(cells, "iql").splitlines() == [
+        "| label | raw | psi |",
+        "|---|---|---|",
+        "| near | 10.0 [10.0, 10.0; 0.50] | 20.0 [20.0, 20.0; -] |",
+        "| far |  | 30.0 [30.0, 30.0; 0.50] |",
+    ]
+
+
 def test_store_keeps_what_is_there_and_knows_its_cells(tmp_path: Path) -> None:
     path = tmp_path / "results" / "p.json"
     scores.Store(path, "about").add(cell_of("s", "m", {"last": [[1.0]]}))
