@@ -42,7 +42,11 @@ from dynarep.pipeline.params import Field, config
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, from malloc.h."""
 
+COMPILE_FROM = 5000
+"""Updates from which a training is compiled by default."""
+
 Sample = Callable[[torch.Generator], Any]
+Gradients = Callable[[Any], tuple[tuple[Tensor | None, ...], dict[str, Tensor]]]
 
 
 @config
@@ -59,6 +63,9 @@ class TrainingConfig:
     """Largest gradient norm of one replica."""
     snapshots: int = Field(default=1, ge=1)
     """Parts of the run after each of which the model is kept; the last one is the result."""
+    compile: bool | None = None
+    """Compile losses and gradients into one graph (faster updates after seconds of compiling). By default trainings of at
+    least ``COMPILE_FROM`` updates are, where PyTorch can; the last bits of the result depend on it."""
     average_rate: float = Field(default=1.0, gt=0, le=1)
     """Rate per update at which the model that is kept follows the trained one (Polyak averaging); 1 keeps the latter."""
 
@@ -107,6 +114,68 @@ def clip_gradients(parameters: list[nn.Parameter], limit: float) -> None:
         g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
 
 
+def gradients_of(learner: nn.Module, parameters: list[nn.Parameter]) -> Gradients:
+    """What maps a batch to gradients, losses and metrics.
+
+    Args:
+        learner: see the module docstring.
+        parameters: those that are trained.
+
+    Returns:
+        A function to the gradient of the summed losses for each parameter, None where it has no part in them, and to
+        ``loss`` and the metrics, each (R,).
+    """
+
+    def gradients(batch: Any) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
+        result: Losses = learner.losses(batch)  # type: ignore[operator]
+        found = torch.autograd.grad(result.loss.sum(), parameters, allow_unused=True)
+        return tuple(None if g is None else g.contiguous() for g in found), {
+            "loss": result.loss.detach(),
+            **result.metrics,
+        }
+
+    return gradients
+
+
+def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
+    """The same function as one compiled graph, on CUDA replayed as a CUDA graph.
+
+    Args:
+        gradients: from ``gradients_of``.
+        needed: raise where it cannot be compiled; else say so and go on without.
+    """
+    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        if needed:
+            raise RuntimeError(f"training.compile: found PyTorch {torch.__version__}, expected 2.13 or newer")
+        return gradients
+    torch._dynamo.reset()  # the graphs of earlier trainings of this process count against a limit
+    mode = "reduce-overhead" if torch.cuda.is_available() else "default"
+    fast = torch.compile(gradients, fullgraph=True, mode=mode)
+    works: bool | None = None
+
+    def call(batch: Any) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
+        nonlocal works
+        if works is False:
+            return gradients(batch)
+        state = torch.get_rng_state() if works is None else None
+        try:
+            with torch._dynamo.config.patch(trace_autograd_ops=True):
+                result = fast(batch)
+        except Exception as error:
+            if needed or works:
+                raise
+            works = False
+            assert state is not None
+            torch.set_rng_state(state)
+            reason = str(error).strip().partition("\n")[0]
+            print(f"not compiled, which only takes longer: {type(error).__name__}: {reason}", file=sys.stderr)
+            return gradients(batch)
+        works = True
+        return result
+
+    return call
+
+
 class _Chunks(pl.LightningModule):
     """Lightning's view of a run: one epoch is one chunk of updates."""
 
@@ -149,12 +218,19 @@ class _Chunks(pl.LightningModule):
             if self._resumed["cuda_rng"]:
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda_rng"]])
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> None:
-        training = self.training_config
+        training, parameters = self.training_config, self._trained()
+        self.gradients = gradients_of(self.learner, parameters)
+        if training.compile or (training.compile is None and training.updates >= COMPILE_FROM):
+            self.gradients = compiled(self.gradients, needed=training.compile is True)
+
+    def _trained(self) -> list[nn.Parameter]:
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        return [p for group in optimizer.param_groups for p in group["params"]]
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        training, parameters = self.training_config, self._trained()
+        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
         rows: list[Tensor] = []
-        names: list[str] = []
         snapshot_updates = training.snapshot_updates
         started = time.perf_counter()
         for _ in range(min(training.updates_per_chunk, training.updates - self.updates)):
@@ -162,9 +238,9 @@ class _Chunks(pl.LightningModule):
             for group, rate, cosine in zip(optimizer.param_groups, self._initial_rates, self._cosine, strict=True):
                 if cosine:
                     group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-            result: Losses = self.learner.losses(self.sample(self.generator))  # type: ignore[operator]
-            optimizer.zero_grad(set_to_none=True)
-            result.loss.sum().backward()  # type: ignore[no-untyped-call]
+            gradients, values = self.gradients(self.sample(self.generator))
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             if training.gradient_clip is not None:
                 clip_gradients(parameters, training.gradient_clip)
             optimizer.step()
@@ -175,19 +251,19 @@ class _Chunks(pl.LightningModule):
             if self.updates in snapshot_updates:
                 state = self.kept.export().state_dict()  # type: ignore[operator]
                 self.snapshots[self.updates] = {name: value.detach().clone() for name, value in state.items()}
-            rows.append(torch.stack([result.loss.detach(), *result.metrics.values()]))
-            names = ["loss", *result.metrics]
-        values = torch.stack(rows).cpu()  # (K, metrics, R): the only synchronisation of the chunk
-        finite = values.isfinite().flatten(1).all(1)
+            rows.append(torch.stack(list(values.values())))
+        names = list(values)
+        table = torch.stack(rows).cpu()  # (K, metrics, R): the only synchronisation of the chunk
+        finite = table.isfinite().flatten(1).all(1)
         if not finite.all():
             k = int(finite.logical_not().nonzero()[0, 0])
-            bad = [name for name, row in zip(names, values[k], strict=True) if not row.isfinite().all()]
+            bad = [name for name, row in zip(names, table[k], strict=True) if not row.isfinite().all()]
             name, update = self.key.rpartition("-")[0], self.updates - len(rows) + k + 1
             raise NonFiniteLossError(
                 f"{name}: {', '.join(bad)} became non-finite at update {update}; "
                 f"last good checkpoint: {self.last_checkpoint or 'none was written yet'}"
             )
-        means = values.mean((0, 2)).tolist()
+        means = table.mean((0, 2)).tolist()
         rate = len(rows) / (time.perf_counter() - started)
         self.curve.append({"update": self.updates, **dict(zip(names, means, strict=True)), "updates_per_second": rate})
         if self.logger is not None:

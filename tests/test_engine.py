@@ -1,6 +1,7 @@
 import csv
 import math
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +26,12 @@ from dynarep.pipeline.engine import (
     write_table,
 )
 from dynarep.pipeline.functional import Losses, polyak
+from dynarep.pipeline.methods.bc import BC, BCConfig
+from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig
+from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
+from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
+from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
+from dynarep.pipeline.methods.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
 from dynarep.pipeline.networks import MLP
 from dynarep.pipeline.params import ParamsError, validate
 
@@ -452,3 +459,128 @@ def test_the_average_follows_the_trained_parameters(tmp_path: Path) -> None:
         fit(tmp_path / "stopped", averaging, sample=failing(17, InterruptionError()))
     resumed = fit(tmp_path / "stopped", averaging)
     assert torch.equal(resumed.network.layers[0].weight, kept.network.layers[0].weight)
+
+
+def regression() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
+    return Regression(), draw
+
+
+def transitions(generator: torch.Generator, replicas: int = 2, batch: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    states = torch.randn(2, replicas, batch, 5, generator=generator)
+    return states[0], torch.rand(replicas, batch, 2, generator=generator) * 2 - 1, states[1]
+
+
+MOMENTS, BOUNDS = (torch.zeros(5), torch.ones(5)), ((-1.0, -1.0), (1.0, 1.0))
+
+
+def cloning() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
+    torch.manual_seed(0)
+    return BC(BCConfig(hidden=(16,)), 2, *MOMENTS, *BOUNDS), lambda g: Transitions(*transitions(g))
+
+
+def q_learning() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
+    torch.manual_seed(0)
+
+    def sample(generator: torch.Generator) -> RewardBatch:
+        s, a, s_next = transitions(generator)
+        return RewardBatch(s, a, s.sum(-1), (s_next[..., 0] > 1).float(), s_next)
+
+    return IQL(IQLConfig(hidden=(16,)), 2, *MOMENTS, *BOUNDS), sample
+
+
+def delayed_actor() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
+    torch.manual_seed(0)
+
+    def sample(generator: torch.Generator) -> SARSABatch:
+        s, a, s_next = transitions(generator)
+        return SARSABatch(s, a, s.sum(-1), (s_next[..., 0] > 1).float(), s_next)
+
+    return TD3BC(TD3BCConfig(hidden=(16,), noise=0.0), 2, *MOMENTS, *BOUNDS), sample
+
+
+def intents() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
+    torch.manual_seed(0)
+
+    def sample(generator: torch.Generator) -> GoalBatch:
+        (s, _, s_next), (g, _, z) = transitions(generator), transitions(generator)
+        return GoalBatch(s, s_next, g, z, (s[..., 0] > 1).float(), (s[..., 1] > 1).float())
+
+    return ICVF(ICVFConfig(hidden=(16,), latent_dim=16), 2, *MOMENTS), sample
+
+
+def contrast() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
+    torch.manual_seed(0)
+
+    def sample(generator: torch.Generator) -> ContrastiveBatch:
+        return ContrastiveBatch(*transitions(generator), transitions(generator)[0])
+
+    return Dynamics(DynamicsConfig(hidden=(16,), feature_dim=8), 2, *MOMENTS, 2), sample
+
+
+def penalised_game() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
+    """With actions at their mode, because compiled code draws other noise."""
+    torch.manual_seed(0)
+    game = ValueDICE(ValueDICEConfig(hidden=(16,), actor_rate=1e-3, cloning_weight=1.0), 2, *MOMENTS, *BOUNDS)
+    game.actor.sample = lambda observations, noise: game.actor.mode(observations)  # type: ignore[method-assign]
+
+    def sample(generator: torch.Generator) -> ImitationBatch:
+        expert = Transitions(*transitions(generator))
+        return ImitationBatch(expert, expert)  # mixtures of the same points do not depend on the weights drawn for them
+
+    return game, sample
+
+
+CONSTANT_OF_Q = "critic.network.layers.1.bias"
+"""Of the game: its gradient is zero but for rounding, which Adam turns into steps of full size."""
+
+SLOW = [regression, q_learning, delayed_actor, intents, contrast, penalised_game]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="samples on the CPU")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("make", [cloning, *(pytest.param(m, marks=pytest.mark.slow) for m in SLOW)])
+def test_compiled_updates_are_those_of_the_plain_loop(
+    make: Callable[[], tuple[nn.Module, Callable[[torch.Generator], Any]]], tmp_path: Path
+) -> None:
+    states = []
+    for compile_it in (False, True):
+        learner, sample = make()
+        if isinstance(learner, Regression):
+            learner.losses = noiseless(learner)  # type: ignore[method-assign]
+        training = replace(TRAINING, updates=12, compile=compile_it)
+        fit(tmp_path / str(compile_it), training, learner=learner, sample=sample)
+        states.append({name: x for name, x in learner.state_dict().items() if isinstance(x, Tensor)})
+    start, _ = make()
+    moved = [not torch.equal(states[0][n], x) for n, x in start.state_dict().items() if isinstance(x, Tensor)]
+    assert any(moved)
+    for name, value in states[0].items():
+        if name != CONSTANT_OF_Q:
+            torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def noiseless(learner: Regression) -> Callable[[Tensor], Losses]:
+    def losses(x: Tensor) -> Losses:
+        error = learner.network(x) + learner.offset - 0.5 * learner.target(x) - x.sum(-1, keepdim=True)
+        return Losses(error.square().mean((1, 2)), {"absolute_error": error.detach().abs().mean((1, 2))})
+
+    return losses
+
+
+def test_what_cannot_be_compiled_is_trained_plainly_unless_it_must_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stubborn(Regression):
+        def losses(self, x: Tensor) -> Losses:
+            if float(x.sum()) > 1e9:  # a graph break
+                raise AssertionError
+            return super().losses(x)
+
+    must = replace(TRAINING, updates=4, compile=True)
+    with pytest.raises(Exception, match=r"(?i)data-dependent|item|float"):
+        fit(tmp_path / "must", must, learner=Stubborn())
+    plain = fit(tmp_path / "plain", replace(must, compile=False), learner=Stubborn())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dynarep.pipeline.engine.COMPILE_FROM", 1)
+        tried = fit(tmp_path / "tried", replace(must, compile=None), learner=Stubborn())
+    assert "not compiled" in capsys.readouterr().err
+    assert torch.equal(tried.network.layers[0].weight, plain.network.layers[0].weight)

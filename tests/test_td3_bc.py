@@ -100,7 +100,7 @@ def random_batch(batch: int = 8) -> SARSABatch:
 def test_one_backward_pass_is_the_two_separate_ones(delayed: bool, penalty: float, layer_norm: bool) -> None:
     """Against the losses written out, in which the gradient of Q in the action is taken on its own."""
     model, batch = learner(critic_penalty=penalty, layer_norm=layer_norm), random_batch()
-    model.updates = 4 if delayed else 5
+    model.set_extra_state(4 if delayed else 5)
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
     a, a_next = ((x - low) / (high - low) * 2 - 1 for x in (batch.actions, batch.next_actions))
     s, s_next = ((x - MEAN) / (STD + 1e-3) for x in (batch.observations, batch.next_observations))
@@ -156,7 +156,7 @@ def test_one_backward_pass_is_the_two_separate_ones(delayed: bool, penalty: floa
 
 def test_replicas_do_not_see_each_other() -> None:
     model, batch = learner(critic_penalty=0.5), random_batch()
-    model.updates = 1
+    model.set_extra_state(1)
     other = replace(batch, observations=batch.observations.clone(), rewards=batch.rewards.clone())
     other.observations[1] += 1.0
     other.rewards[1] *= 3.0

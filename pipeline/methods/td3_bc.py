@@ -108,7 +108,7 @@ class TD3BC(nn.Module):
     ) -> None:
         super().__init__()
         self.config = c
-        self.updates = 0
+        self._count(0)
         dim, action_dim = observation_mean.shape[-1], len(action_low)
         self.policy = Policy(
             PolicyArchitecture(
@@ -126,12 +126,11 @@ class TD3BC(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Go on counting from a saved number."""
-        self.updates = int(state)
+        self._count(int(state))
 
-    @property
-    def delayed(self) -> bool:
-        """Whether this update leaves the actor and the target networks alone."""
-        return (self.updates + 1) % self.config.policy_delay != 0
+    def _count(self, updates: int) -> None:
+        self.updates = updates
+        self.delayed = (updates + 1) % self.config.policy_delay != 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Critics and actor at one constant rate."""
@@ -181,7 +180,7 @@ class TD3BC(nn.Module):
         if not self.delayed:
             polyak(self.target_critic.parameters(), self.critic.parameters(), self.config.target_rate)
             polyak(self.target_actor.parameters(), self.policy.network.parameters(), self.config.target_rate)
-        self.updates += 1
+        self._count(self.updates + 1)
 
     def export(self) -> Policy:
         """The policy of every replica."""
