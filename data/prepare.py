@@ -223,7 +223,7 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
     """The episodes that a card describes."""
     card = tree[name]
     if card.format is not None:
-        recording = _read(card, locate(card, root))
+        recording = read_recording(locate(card, root), card)
     else:
         parts = {}
         for member in card.members:
@@ -239,7 +239,12 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
     return replace(recording, env=card.env or recording.env)
 
 
-def _read(card: DatasetCard, path: Path) -> Recording:
+def read_recording(path: Path, card: DatasetCard) -> Recording:
+    """All episodes of a recording, before anything is selected.
+
+    Raises:
+        DataError: if it cannot be read as the card says.
+    """
     episodes = list(read(path, card))
     if not episodes:
         raise DataError(f"{path}: found no episodes, expected at least one")

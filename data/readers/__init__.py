@@ -16,6 +16,7 @@ from dynarep.data.schema import DataError
 
 if TYPE_CHECKING:
     from dynarep.data.card import DatasetCard
+    from dynarep.data.readers.flat import Part
     from dynarep.data.schema import Episode
 
 MODULES = {
@@ -58,6 +59,17 @@ def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
     check_path(path, card)
     episodes: Iterator[Episode] = reader.read(path, card)
     return episodes
+
+
+def load(path: Path, card: DatasetCard) -> list[Part]:
+    """The arrays of a recording before they are checked; nothing for ``prepared``.
+
+    Raises:
+        DataError: if the file is missing or damaged, or lacks what its format is made of.
+    """
+    reader = module(card)
+    check_path(path, card)
+    return reader.load(path, card) if hasattr(reader, "load") else []
 
 
 def check_path(path: Path, card: DatasetCard) -> None:
