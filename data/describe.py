@@ -100,19 +100,16 @@ def _yaml(values: dict[str, Any]) -> list[str]:
 def _bounds(path: Path, kind: str, parts: Sequence[Part]) -> dict[str, Any]:
     """Action bounds for a card: nothing if -1 and 1 will do, else those found, rounded outwards."""
     if kind == "prepared":
-        spec = read_index(path)["spec"]
-        low, high = np.array(spec["action_low"]), np.array(spec["action_high"])
-    else:
-        actions = [part.columns["actions"] for part in parts if "actions" in part.columns]
-        if not actions or any(a.ndim != 2 or a.shape[1:] != actions[0].shape[1:] or not len(a) for a in actions):
-            return {}
-        low, high = (reduce([reduce(a, 0) for a in actions], 0) for reduce in (np.nanmin, np.nanmax))
-        low, high = low.astype(np.float64), high.astype(np.float64)
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            return {}
-        low, high = np.floor(low * 100) / 100, np.ceil(high * 100) / 100
-    if (low >= -1 - BOUND_TOLERANCE).all() and (high <= 1 + BOUND_TOLERANCE).all():
+        bounds = {key: read_index(path)["spec"][key] for key in ("action_low", "action_high")}
+        return bounds if set(bounds["action_low"]) - {-1.0} or set(bounds["action_high"]) - {1.0} else {}
+    actions = [part.columns["actions"].astype(np.float64) for part in parts if "actions" in part.columns]
+    if not actions or any(a.ndim != 2 or a.shape[1:] != actions[0].shape[1:] or not len(a) for a in actions):
         return {}
+    low, high = (reduce([reduce(a) for a in actions]) for reduce in (np.fmin.reduce, np.fmax.reduce))
+    inside = (low >= -1 - BOUND_TOLERANCE).all() and (high <= 1 + BOUND_TOLERANCE).all()
+    if inside or not (np.isfinite(low).all() and np.isfinite(high).all()):
+        return {}
+    low, high = np.floor(low * 100) / 100, np.ceil(high * 100) / 100
     return {"action_low": np.minimum(low, -1).tolist(), "action_high": np.maximum(high, 1).tolist()}
 
 

@@ -95,7 +95,7 @@ def _sources(
     assert base is not None
     if card.dataset is not None and module(card).local(card.dataset) is None:
         known = {path: value for path, value in recorded.items() if path == base or path.startswith(f"{base}/")}
-        if known:
+        if known and (card.sha256 is None or known.get(base) == card.sha256):
             return known
     path = locate(card, root)
     files = source_files(path, card)

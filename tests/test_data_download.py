@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -145,6 +146,11 @@ def test_a_dataset_is_downloaded_once(
     assert len(server.requests) == 1
     assert "fresh" not in run(action_high=2.0)
     assert len(server.requests) == 2
+    cached(tmp_path).unlink()
+    with pytest.raises(DataError, match=f"cannot be downloaded: .*expected {'1' * 64}"):
+        run(action_high=2.0, sha256="1" * 64)
+    assert len(server.requests) == 3
+    assert fetch() == BODY
     with pytest.raises(
         DataError, match=f"found sha256 {sha256(BODY).hexdigest()}, expected {'0' * 64} as the card medium"
     ):
@@ -287,6 +293,15 @@ def test_the_tables_of_an_installed_package_come_first(tmp_path: Path, monkeypat
         assert d4rl.url(NAME) == f"{d4rl.SERVER}/{FILE}"
     finally:
         d4rl._installed.cache_clear()
+
+
+@pytest.mark.skipif(find_spec("d4rl") is None, reason="d4rl is not installed")
+def test_our_table_agrees_with_that_of_the_package() -> None:
+    installed = d4rl._installed()
+    assert d4rl.URLS.items() <= installed["DATASET_URLS"].items()
+    for name in d4rl.URLS:
+        expected = installed["REF_MIN_SCORE"][name], installed["REF_MAX_SCORE"][name]
+        assert (d4rl.MAZE2D_REFERENCES.get(name) or d4rl.REFERENCES[name.partition("-")[0]]) == expected
 
 
 def test_references_agree_with_those_of_the_scores() -> None:

@@ -132,13 +132,17 @@ def test_a_folder_in_place_of_a_file_is_refused_and_the_other_way_round(tmp_path
         read(tmp_path / "data.hdf5", card("minari"))
 
 
-def test_every_file_of_a_folder_counts_as_source(tmp_path: Path, layout: Format) -> None:
+def test_every_file_of_a_folder_counts_as_source(
+    tmp_path: Path, layout: Format, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = layout.write(tmp_path, episodes(["timeout"] * 5))
     cards, out = tmp_path / "configs", tmp_path / "shards"
     cards.mkdir()
     values = {"path": str(path), "format": layout.name, **layout.keys}
     (cards / "robot.yaml").write_text(yaml.safe_dump(values))
-    prepare(["robot"], cards=cards, root=tmp_path, out=out)
+    for fresh in (False, True):
+        prepare(["robot"], cards=cards, root=tmp_path, out=out)
+        assert ("fresh" in capsys.readouterr().out) == fresh
     sources = read_index(out / "robot")["provenance"]["sources"]
     for key in sources:
         assert Path(key).is_file()
@@ -380,6 +384,7 @@ FIRST = "chunk-000/file-000.parquet"
     [
         (change_info(codebase_version="v2.1"), {}, "codebase_version: found v2.1, expected v3.x"),
         (change_info(features={"action": {"dtype": "float32"}}), {}, "observation.state: found nothing, expected a column"),
+        (change_info(features=["action"]), {}, "features: found list, expected a description of each column"),
         (None, {"observations": ["observation.images.top"]}, "observation.images.top: found video, expected a column of n"),
         (None, {"dones": None}, "episode 0: next.done: this format does not say"),
         (lambda path: (path / "meta" / "info.json").unlink(), {}, "is no LeRobot dataset: No such file"),

@@ -91,8 +91,9 @@ def info(path: Path) -> dict[str, Any]:
     version = values.get("codebase_version") if isinstance(values, dict) else None
     if not str(version).startswith("v3."):
         raise DataError(f"{file}: codebase_version: found {version}, expected v3.x; LeRobot has a converter to v3.0")
-    if not isinstance(values.get("features"), dict):
-        raise DataError(f"{file}: features: missing")
+    features = values.get("features")
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise DataError(f"{file}: features: found {type(features).__name__}, expected a description of each column")
     return dict(values)
 
 
