@@ -208,3 +208,12 @@ def write_prepared(folder: Path, episodes: Sequence[Episode]) -> Path:
     path = folder / "recorded"
     write_episodes(path, (replace(e, id=f"mine-{i}") for i, e in enumerate(episodes)), env=ENVIRONMENT)
     return path
+
+
+def assert_same(found: Sequence[Episode], expected: Sequence[Episode]) -> None:
+    """Equal in ids, ends and, to the bit and type, all arrays."""
+    assert [e.id for e in found] == [e.id for e in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert (a.id, a.terminated, a.truncated) == (b.id, b.terminated, b.truncated)
+        for name in ("observations", "next_observations", "actions", "rewards"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=f"{a.id} {name}", strict=True)

@@ -13,7 +13,8 @@ import layouts
 import numpy as np
 import pytest
 import yaml
-from test_data_formats import FORMATS, Format, assert_same, episodes
+from layouts import assert_same
+from test_data_formats import FORMATS, Format, episodes
 
 from dynarep.data import __main__ as program
 from dynarep.data import d4rl
@@ -196,6 +197,12 @@ def test_files_of_no_known_format_are_refused(tmp_path: Path, make: Callable[[Pa
     with pytest.raises(DataError, match=re.escape(message)) as caught:
         describe(str(path), tmp_path)
     assert str(path) in str(caught.value)
+
+
+def test_a_minari_dataset_without_episodes_is_refused(tmp_path: Path) -> None:
+    path = layouts.write_minari(tmp_path, [])
+    with pytest.raises(DataError, match=r"main_data.hdf5: episode_0: missing; found nothing"):
+        describe(str(path), tmp_path)
 
 
 def test_a_file_inside_a_minari_dataset_leads_to_its_folder(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import layouts
 import numpy as np
 import pytest
 import yaml
+from layouts import assert_same
 
 from dynarep.data.card import DatasetCard, make_card
 from dynarep.data.prepare import prepare, write_episodes
@@ -86,14 +87,6 @@ def episodes(ends: Sequence[str], lengths: Sequence[int] = (4, 1, 3, 6, 2, 5, 1,
         )
         for i, (end, length) in enumerate(zip(ends, lengths, strict=False))
     ]
-
-
-def assert_same(found: Sequence[Episode], expected: Sequence[Episode]) -> None:
-    assert [e.id for e in found] == [e.id for e in expected]
-    for a, b in zip(found, expected, strict=True):
-        assert (a.id, a.terminated, a.truncated) == (b.id, b.terminated, b.truncated)
-        for name in ("observations", "next_observations", "actions", "rewards"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=f"{a.id} {name}", strict=True)
 
 
 def test_the_same_episodes_come_back_from_every_format(tmp_path: Path, layout: Format) -> None:
@@ -271,7 +264,7 @@ def inside(apply: Callable[[Path], None]) -> Callable[[Path], None]:
         (describe_as(total_steps=9), {}, "total_steps: found 8, expected 9 as in metadata.json"),
         (describe_as(data_format="arrow"), {}, "data_format: found arrow, expected hdf5"),
         (lambda path: (path / "data" / "metadata.json").write_text("{"), {}, "metadata.json: not valid JSON"),
-        (lambda path: (path / "data" / "metadata.json").unlink(), {}, "is no Minari dataset: No such file"),
+        (lambda path: (path / "data" / "metadata.json").unlink(), {}, "so this is no Minari dataset: No such file"),
         (lambda path: (path / "data" / "main_data.hdf5").write_text(""), {}, "not a readable HDF5 file"),
         (inside(put("episode_1/rewards", None)), {}, "episode_1: rewards: missing; found"),
         (inside(put("episode_1/rewards", np.zeros(3))), {}, "episode_1: observations: found 2 rows, expected 4 for 3 rew"),
@@ -387,7 +380,7 @@ FIRST = "chunk-000/file-000.parquet"
         (change_info(features=["action"]), {}, "features: found list, expected a description of each column"),
         (None, {"observations": ["observation.images.top"]}, "observation.images.top: found video, expected a column of n"),
         (None, {"dones": None}, "episode 0: next.done: this format does not say"),
-        (lambda path: (path / "meta" / "info.json").unlink(), {}, "is no LeRobot dataset: No such file"),
+        (lambda path: (path / "meta" / "info.json").unlink(), {}, "so this is no LeRobot dataset: No such file"),
         (lambda path: (path / "meta" / "info.json").write_text("["), {}, "info.json: not valid JSON"),
         (lambda path: (path / "data" / "chunk-000" / "file-001.parquet").unlink(), {}, "found 7 frames, expected 11 as in"),
         (lambda path: (path / "data" / FIRST).write_bytes(b"PAR1"), {}, "file-000.parquet: not a readable parquet file"),

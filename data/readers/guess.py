@@ -46,8 +46,10 @@ def _folder(path: Path) -> dict[str, Any]:
     if (path / "data" / "metadata.json").is_file():
         main = minari.files(path)[0]
         with opened(main) as file:
-            names = array_names(file["episode_0"]) if "episode_0" in file else []
-            return {"format": "minari", **_vectors(file["episode_0"], "observations", names, str(main))}
+            if "episode_0" not in file:
+                raise DataError(f"{main}: episode_0: missing; found {', '.join(list(file)[:5]) or 'nothing'}")
+            episode = file["episode_0"]
+            return {"format": "minari", **_vectors(episode, "observations", array_names(episode), str(main))}
     if files(path):
         return {"format": "arrays"}
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
@@ -58,19 +60,16 @@ def _folder(path: Path) -> dict[str, Any]:
 
 
 def _archive(path: Path) -> dict[str, Any]:
+    """OGBench's files have ``terminals`` as their only marks, or ``valids``."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = set(archive.files)
     except Exception as error:  # by the damage, see arrays.read_archive; a lone array has no files
         raise DataError(f"{path}: not a readable .npz archive: {error}") from error
-    return _flat(path, names, marked={"timeouts", "next_observations"} & names and "valids" not in names)
-
-
-def _flat(path: Path, names: set[str], marked: object) -> dict[str, Any]:
-    """OGBench's files have ``terminals`` as their only marks."""
     if "observations" not in names:
         raise DataError(f"{path}: observations: missing; found {', '.join(sorted(names)) or 'nothing'}")
-    return {"format": "arrays" if marked or "actions" not in names else "ogbench"}
+    only_terminals = not {"timeouts", "next_observations"} & names
+    return {"format": "ogbench" if "valids" in names or (only_terminals and "actions" in names) else "arrays"}
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ before 3 have another layout.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from dynarep.data.card import DatasetCard
 from dynarep.data.readers.flat import Part, cut, joined, marks, read_columns
+from dynarep.data.readers.metadata import read_json
 from dynarep.data.readers.parquet import read_table
 from dynarep.data.schema import DataError, Episode
 
@@ -82,19 +82,14 @@ def info(path: Path) -> dict[str, Any]:
         DataError: if it is missing, no JSON object, or of another version than 3.
     """
     file = path / "meta" / "info.json"
-    try:
-        values = json.loads(file.read_text())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read, {path} is no LeRobot dataset: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from None
-    version = values.get("codebase_version") if isinstance(values, dict) else None
+    values = read_json(file, "LeRobot")
+    version = values.get("codebase_version")
     if not str(version).startswith("v3."):
         raise DataError(f"{file}: codebase_version: found {version}, expected v3.x; LeRobot has a converter to v3.0")
     features = values.get("features")
     if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
         raise DataError(f"{file}: features: found {type(features).__name__}, expected a description of each column")
-    return dict(values)
+    return values
 
 
 def vectors(features: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ import h5py
 from dynarep.data.card import DatasetCard
 from dynarep.data.readers.flat import Part, cut
 from dynarep.data.readers.hdf5 import array, chosen, opened
+from dynarep.data.readers.metadata import read_json
 from dynarep.data.schema import DataError, Episode
 
 NAMES = {"actions": "actions", "rewards": "rewards", "terminals": "terminations", "timeouts": "truncations"}
@@ -64,16 +65,11 @@ def metadata(path: Path) -> dict[str, Any]:
         DataError: if it is missing, no JSON object, or says that the data lie in another format than HDF5.
     """
     file = files(path)[1]
-    try:
-        values = json.loads(file.read_text())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read, {path} is no Minari dataset: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from None
-    kind = values.get("data_format", "hdf5") if isinstance(values, dict) else type(values).__name__
+    values = read_json(file, "Minari")
+    kind = values.get("data_format", "hdf5")
     if kind != "hdf5":
         raise DataError(f"{file}: data_format: found {kind}, expected hdf5")
-    return dict(values)
+    return values
 
 
 def environment(path: Path) -> str | None:
@@ -92,15 +88,11 @@ def environment(path: Path) -> str | None:
 
 
 def local(name: str) -> Path | None:
-    """Folder of a dataset that Minari has on this machine.
-
-    Raises:
-        DataError: if minari is not installed.
-    """
+    """Folder of a dataset that Minari has on this machine, None if it has none or is not installed."""
     try:
         from minari.storage import get_dataset_path
     except ImportError:
-        raise DataError(f"dataset {name}: Minari ids need the package minari: pip install 'dynarep[minari]'") from None
+        return None
     folder = Path(get_dataset_path(name))
     return folder if folder.is_dir() else None
 
@@ -112,11 +104,15 @@ def fetch(card: DatasetCard) -> Path:
         DataError: if minari is not installed, or it fails to download.
     """
     assert card.dataset is not None
+    try:
+        import minari
+    except ImportError:
+        raise DataError(
+            f"card {card.name}: dataset {card.dataset}: Minari ids need the package minari: pip install 'dynarep[minari]'"
+        ) from None
     folder = local(card.dataset)
     if folder is not None:
         return folder
-    import minari
-
     try:
         minari.download_dataset(card.dataset)
     except Exception as error:  # of Minari and of the client of its server, without a common class
