@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,20 +27,38 @@ class Member:
     fraction: float = Field(1.0, gt=0, le=1)
 
 
+FORMAT_KEYS = {
+    "dataset": ("d4rl", "minari"),
+    "mirrors": ("d4rl",),
+    "sha256": ("d4rl",),
+    "observations": ("robomimic", "minari", "lerobot"),
+    "dones": ("robomimic", "lerobot"),
+}
+"""Keys that only some formats have."""
+
+
 def _member(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class DatasetCard:
-    """One dataset. Exactly one of ``path`` (with ``format``), ``mix`` and ``from`` says where its episodes come from.
+    """One dataset. Exactly one of ``path`` and ``dataset`` (each with ``format``), ``mix`` and ``from`` is its source.
 
     Args:
         name: the file name of the card without ``.yaml``.
         description: for people.
         path: a recording; relative paths start at the project root, the folder that holds ``configs/``.
-        format: ``d4rl`` (HDF5) or ``arrays`` (.npz).
-        action_low: lower action bound, one number or one per component; -1 by default; only with ``path``.
+        dataset: a published dataset by its name, downloaded once; ``d4rl`` and ``minari`` have names.
+        format: ``d4rl`` (HDF5), ``arrays`` (.npz, parquet, folder of .npy), ``ogbench`` (.npz), ``robomimic`` (HDF5),
+            ``minari``, ``lerobot`` or ``prepared`` (folders).
+        mirrors: other URLs of a D4RL dataset, tried in order after the official one.
+        sha256: of a D4RL dataset's file, in hexadecimal; another content is refused.
+        observations: arrays that make up an observation, side by side in this order; ``robomimic`` and dictionaries in
+            ``minari`` need it, ``lerobot`` takes ``observation.state`` by default.
+        dones: what the done flag of ``robomimic`` and ``lerobot`` means: a ``terminated`` task, or no more than that the
+            recording ends, ``truncated``.
+        action_low: lower action bound, one number or one per component; -1 by default; only with a recording.
         action_high: upper action bound, likewise; 1 by default.
         mix: other cards, whole or in part.
         base: ``from`` in YAML; another card.
@@ -52,7 +71,12 @@ class DatasetCard:
     name: str
     description: str = ""
     path: str | None = None
-    format: Literal["d4rl", "arrays"] | None = None
+    dataset: str | None = None
+    format: Literal["d4rl", "arrays", "ogbench", "robomimic", "minari", "lerobot", "prepared"] | None = None
+    mirrors: tuple[str, ...] | None = Field(None, min_length=1)
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    observations: tuple[str, ...] | None = Field(None, min_length=1)
+    dones: Literal["terminated", "truncated"] | None = None
     action_low: float | tuple[float, ...] | None = None
     action_high: float | tuple[float, ...] | None = None
     mix: tuple[Annotated[Member, BeforeValidator(_member)], ...] | None = Field(None, min_length=1)
@@ -65,14 +89,24 @@ class DatasetCard:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name: found {self.name!r}, expected at most 80 letters, digits, '-' and '_'")
-        sources = {"path": self.path, "mix": self.mix, "from": self.base}
+        sources = {"path": self.path, "dataset": self.dataset, "mix": self.mix, "from": self.base}
         given = [key for key, value in sources.items() if value is not None]
         if len(given) != 1:
-            raise ValueError(f"found {' and '.join(given) or 'no source'}, expected exactly one of path, mix and from")
-        if (self.path is None) != (self.format is None):
-            raise ValueError("path and format: found only one of them, expected both")
-        if self.path is None and (self.action_low is not None or self.action_high is not None):
-            raise ValueError(f"action_low, action_high: only a card with path sets bounds, this one has {given[0]}")
+            raise ValueError(
+                f"found {' and '.join(given) or 'no source'}, expected exactly one of path, dataset, mix and from"
+            )
+        recorded = given[0] in ("path", "dataset")
+        if recorded != (self.format is not None):
+            raise ValueError(f"{given[0] if recorded else 'path'} and format: found only one of them, expected both")
+        if not recorded and (self.action_low is not None or self.action_high is not None):
+            raise ValueError(
+                f"action_low, action_high: only a card with path or dataset sets bounds, this one has {given[0]}"
+            )
+        for key, formats in FORMAT_KEYS.items():
+            if getattr(self, key) is not None and self.format not in formats:
+                raise ValueError(f"{key}: only for format {' and '.join(formats)}, this card has {self.format}")
+        if self.dataset is None and (self.mirrors is not None or self.sha256 is not None):
+            raise ValueError("mirrors, sha256: only for a dataset given by name, this card has path")
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -124,10 +158,24 @@ def load_card(name: str, folder: Path) -> DatasetCard:
         raise DataError(f"{path}: found {type(values).__name__}, expected a mapping")
     if "name" in values:
         raise DataError(f"{path}: name: unknown key; a card is named by its file")
+    return make_card(name, values, str(path))
+
+
+def make_card(name: str, values: Mapping[str, Any], where: str) -> DatasetCard:
+    """A card of these keys and values, as in YAML.
+
+    Args:
+        name: of the card.
+        values: its keys, ``from`` for ``base``.
+        where: for messages.
+
+    Raises:
+        DataError: if a key or value is not allowed.
+    """
     try:
         return TypeAdapter(DatasetCard).validate_python({**values, "name": name})
     except ValidationError as error:
-        raise DataError("\n".join(f"{path}: {_problem(problem)}" for problem in error.errors())) from None
+        raise DataError("\n".join(f"{where}: {_problem(problem)}" for problem in error.errors())) from None
 
 
 def _problem(problem: Any) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import file_digest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dynarep.data.card import DatasetCard, load_card
-from dynarep.data.readers import read
+from dynarep.data.card import DatasetCard, load_card, make_card
+from dynarep.data.readers import environment, locate, module, read, source_files
+from dynarep.data.readers.flat import check_bounds
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import Bounds, read_index, write_dataset
 from dynarep.data.split import hashed_choice
@@ -50,19 +52,15 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None
     """
     trees = {name: _card_tree(name, cards) for name in names}
 
-    @cache
-    def digest(path: str) -> str:
-        try:
-            with (root / path).open("rb") as file:
-                return file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(
-                f"{root / path}: cannot be read, named as path by a dataset card: {error.strerror}"
-            ) from None
-
+    digests = cache(_digest)
     for name, tree in trees.items():
         folder = out / name
-        sources = {path: digest(path) for path in sorted({card.path for card in tree.values() if card.path})}
+        recorded = _recorded(folder)
+        sources: dict[str, str] = {}
+        for card in tree.values():
+            if card.format is not None:
+                sources |= _sources(card, root, recorded, digests)
+        sources = {path: sources[path] for path in sorted(sources)}
         provenance = {"cards": {key: _plain(card) for key, card in tree.items()}, "sources": sources}
         fresh = _is_fresh(folder, provenance)
         if not fresh:
@@ -86,6 +84,100 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None
         )
 
 
+def _sources(
+    card: DatasetCard, root: Path, recorded: Mapping[str, str], digest: Callable[[Path], str]
+) -> dict[str, str]:
+    """SHA-256 of each file that a card's recording consists of, by the path or name in the card.
+
+    A dataset given by name is taken to be what it was, so that it is downloaded only where it is read.
+    """
+    base = card.path or card.dataset
+    assert base is not None
+    if card.dataset is not None and module(card).local(card.dataset) is None:
+        known = {path: value for path, value in recorded.items() if path == base or path.startswith(f"{base}/")}
+        if known and (card.sha256 is None or known.get(base) == card.sha256):
+            return known
+    path = locate(card, root)
+    files = source_files(path, card)
+    found = {base if file == path else f"{base}/{file.relative_to(path).as_posix()}": digest(file) for file in files}
+    if card.sha256 is not None and found[base] != card.sha256:
+        raise DataError(
+            f"{path}: found sha256 {found[base]}, expected {card.sha256} as the card {card.name} says; "
+            "delete the file to download it again"
+        )
+    return found
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read, named as path by a dataset card: {error.strerror}") from None
+
+
+def _recorded(folder: Path) -> Mapping[str, str]:
+    """SHA-256 of the sources of a prepared dataset, nothing if there is none."""
+    try:
+        return dict(read_index(folder)["provenance"].get("sources", {}))
+    except DataError:
+        return {}
+
+
+def load_recording(name: str, *, cards: Path, root: Path) -> Recording:
+    """The episodes that a card describes, without writing them.
+
+    Args:
+        name: of the card.
+        cards: folder of the cards.
+        root: relative source paths start here.
+
+    Raises:
+        DataError: if a card or a source is not as it must be.
+    """
+    return _build(name, _card_tree(name, cards), root)
+
+
+def write_episodes(
+    folder: Path,
+    episodes: Iterable[Episode],
+    *,
+    env: str | None = None,
+    action_low: float | tuple[float, ...] = -1.0,
+    action_high: float | tuple[float, ...] = 1.0,
+) -> None:
+    """Write a prepared dataset from episodes made in Python, in place of what was there.
+
+    ``load_dataset`` reads it, and so does a card with ``path: <folder>`` and ``format: prepared``.
+
+    Args:
+        folder: becomes the dataset; its name is the dataset's.
+        episodes: at least one, unique ids, equal dimensions; consumed one at a time, so they need not fit in memory.
+        env: Gymnasium id of the environment.
+        action_low: lower action bound, one number or one per component.
+        action_high: upper action bound, likewise.
+
+    Raises:
+        DataError: if there is no episode, two share an id, they differ in dimensions or in having rewards, or an action is
+            out of bounds.
+    """
+    source = iter(episodes)
+    first = next(source, None)
+    if first is None:
+        raise DataError(f"{folder}: found no episodes, expected at least one")
+    values = {"path": str(folder), "format": "prepared", "action_low": action_low, "action_high": action_high}
+    card = make_card(folder.name, values, str(folder))
+
+    def checked() -> Iterator[Episode]:
+        for episode in chain([first], source):
+            if episode.actions is not None:
+                check_bounds(episode.actions, f"{folder}: {episode.id}", card)
+            yield episode
+
+    bounds: Bounds = ((), ()) if first.actions is None else card.action_bounds(first.actions.shape[1])
+    write_dataset(folder, folder.name, checked(), provenance={"cards": {}, "sources": {}}, env=env, bounds=bounds)
+
+
 def _card_tree(name: str, folder: Path) -> dict[str, DatasetCard]:
     """A card and all it refers to, by name, the card itself first."""
     tree: dict[str, DatasetCard] = {}
@@ -105,9 +197,13 @@ def _card_tree(name: str, folder: Path) -> dict[str, DatasetCard]:
     return tree
 
 
+NO_CONTENT = ("name", "description", "mirrors", "sha256")
+"""Keys of a card that do not change what is read."""
+
+
 def _plain(card: DatasetCard) -> dict[str, Any]:
     """What of a card determines the dataset, as JSON reads it back."""
-    values = {key: value for key, value in asdict(card).items() if key not in ("name", "description")}
+    values = {key: value for key, value in asdict(card).items() if key not in NO_CONTENT}
     return {
         key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value is not None
     }
@@ -126,8 +222,8 @@ def _is_fresh(folder: Path, provenance: Mapping[str, Any]) -> bool:
 def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
     """The episodes that a card describes."""
     card = tree[name]
-    if card.path is not None:
-        recording = _read(card, root / card.path)
+    if card.format is not None:
+        recording = read_recording(locate(card, root), card)
     else:
         parts = {}
         for member in card.members:
@@ -143,15 +239,22 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
     return replace(recording, env=card.env or recording.env)
 
 
-def _read(card: DatasetCard, path: Path) -> Recording:
+def read_recording(path: Path, card: DatasetCard) -> Recording:
+    """All episodes of a recording, before anything is selected.
+
+    Raises:
+        DataError: if it cannot be read as the card says.
+    """
     episodes = list(read(path, card))
+    if not episodes:
+        raise DataError(f"{path}: found no episodes, expected at least one")
     returns = [episode.return_ for episode in episodes]
     actions = episodes[0].actions
     return Recording(
         episodes=episodes,
         returns=[value for value in returns if value is not None] or None,
         bounds=((), ()) if actions is None else card.action_bounds(actions.shape[1]),
-        env=card.env,
+        env=card.env or environment(path, card),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import assert_same
 
 from dynarep.data.card import DatasetCard
 from dynarep.data.readers import read
@@ -76,14 +77,6 @@ def recording(lengths: list[int], ends: list[str], *, successors: bool, seed: in
     if not successors:
         del columns["next_observations"]
     return columns, episodes
-
-
-def assert_same(found: list[Episode], expected: list[Episode]) -> None:
-    assert [e.id for e in found] == [e.id for e in expected]
-    for a, b in zip(found, expected, strict=True):
-        assert (a.id, a.terminated, a.truncated) == (b.id, b.terminated, b.truncated)
-        for name in ("observations", "next_observations", "actions", "rewards"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=f"{a.id} {name}", strict=True)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ OWNERS = {
     "webdataset": ["data/shards.py"],
     "gymnasium": ["pipeline/evaluate.py", "data/embedded/record.py"],
     "mujoco": ["pipeline/evaluate.py", "data/embedded/record.py"],
-    "h5py": ["data/readers/hdf5.py", "data/embedded/record.py"],
-    "minari": [],
+    "h5py": [f"data/readers/{name}.py" for name in ("hdf5", "robomimic", "minari")] + ["data/embedded/record.py"],
+    "minari": ["data/readers/minari.py"],
+    "pyarrow": ["data/readers/parquet.py"],
     "dvc": [],
 }
 """Who may import what; ``record.py`` made the embedded recordings and is imported by nothing."""

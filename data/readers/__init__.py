@@ -1,20 +1,48 @@
-"""One module per file format, each with ``read(path, card) -> Iterator[Episode]``, owns the traps of its format."""
+"""One module per file format, each with ``read(path, card) -> Iterator[Episode]``, owns the traps of its format.
+
+A module can say more: ``load`` gives the unchecked arrays, ``files`` the files of a folder that are read,
+``environment`` the recorded environment, ``local`` and ``fetch`` the place of a dataset that a card gives by name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from dynarep.data.schema import DataError
 
 if TYPE_CHECKING:
     from dynarep.data.card import DatasetCard
+    from dynarep.data.readers.flat import Part
     from dynarep.data.schema import Episode
 
-MODULES = {"d4rl": "hdf5", "arrays": "arrays"}
+MODULES = {
+    "d4rl": "hdf5",
+    "arrays": "arrays",
+    "ogbench": "ogbench",
+    "robomimic": "robomimic",
+    "lerobot": "lerobot",
+    "minari": "minari",
+    "prepared": "prepared",
+}
 """Format of a card -> module of this package."""
+
+FOLDERS = ("lerobot", "minari", "prepared")
+"""Formats that are folders; ``arrays`` can be one."""
+
+
+def module(card: DatasetCard) -> ModuleType:
+    """The module for a card's format.
+
+    Raises:
+        DataError: if the card has none.
+    """
+    if card.format is None:
+        raise DataError(f"card {card.name} has no format, so no recording of its own to read")
+    return import_module(f"{__name__}.{MODULES[card.format]}")
 
 
 def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
@@ -22,14 +50,72 @@ def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
 
     Args:
         path: the recording.
-        card: its ``format`` chooses the reader; name and action bounds are used too.
+        card: its ``format`` chooses the reader; name, action bounds and the keys of the format are used too.
 
     Raises:
         DataError: if the file is missing, damaged or not as its format says; nothing has been yielded then.
     """
-    if card.format is None:
-        raise DataError(f"card {card.name} has no format, so no recording of its own to read")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, named as path by the dataset card {card.name}")
-    episodes: Iterator[Episode] = import_module(f"{__name__}.{MODULES[card.format]}").read(path, card)
+    reader = module(card)
+    check_path(path, card)
+    episodes: Iterator[Episode] = reader.read(path, card)
     return episodes
+
+
+def load(path: Path, card: DatasetCard) -> list[Part]:
+    """The arrays of a recording before they are checked; nothing for ``prepared``.
+
+    Raises:
+        DataError: if the file is missing or damaged, or lacks what its format is made of.
+    """
+    reader = module(card)
+    check_path(path, card)
+    return reader.load(path, card) if hasattr(reader, "load") else []
+
+
+def check_path(path: Path, card: DatasetCard) -> None:
+    """A recording is there, and a folder only where the format is one.
+
+    Raises:
+        DataError: if not.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file, named as path by the dataset card {card.name}")
+    expected = "a folder" if card.format in FOLDERS else "a file"
+    found = "a folder" if path.is_dir() else "a file"
+    if found != expected and card.format != "arrays":
+        raise DataError(f"{path}: found {found}, expected {expected} for format: {card.format}")
+
+
+def locate(card: DatasetCard, root: Path) -> Path:
+    """Where the recording of a card lies; one given by name is downloaded if it is not there.
+
+    Args:
+        card: with ``path`` or ``dataset``.
+        root: relative paths start here.
+
+    Raises:
+        DataError: if it cannot be downloaded.
+    """
+    if card.path is not None:
+        return root / card.path
+    path: Path = module(card).fetch(card)
+    return path
+
+
+def source_files(path: Path, card: DatasetCard) -> list[Path]:
+    """All files that reading a recording opens.
+
+    Raises:
+        DataError: if a folder is not as its format says.
+    """
+    reader = module(card)
+    if not path.is_dir() or not hasattr(reader, "files"):
+        return [path]
+    found: list[Path] = reader.files(path)
+    return found
+
+
+def environment(path: Path, card: DatasetCard) -> str | None:
+    """Gymnasium id of the environment that a recording names, if its format has one."""
+    reader = module(card)
+    return reader.environment(path) if hasattr(reader, "environment") else None

@@ -1,33 +1,64 @@
-"""Your own arrays: an ``.npz`` archive with D4RL's flat arrays, see ``docs/data-format.md``.
+"""Your own arrays: D4RL's flat arrays as ``.npz`` archive, folder of ``.npy`` files or parquet table.
 
 ``observations``, ``terminals`` and ``timeouts`` or ``next_observations`` are needed; ``actions`` and ``rewards`` can.
+See ``docs/data-format.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import cut, read_columns
+from dynarep.data.readers.flat import COLUMNS, Part, cut, read_columns
 from dynarep.data.schema import DataError, Episode
 
 
 def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
-    """Episodes of an ``.npz`` archive; pickled objects are not loaded.
+    """Episodes of arrays; pickled objects are not loaded.
 
     Raises:
-        DataError: if the file is no readable archive, a required array is missing, or one is not as ``flat.cut``
-            describes.
+        DataError: if a file cannot be read, a required array is missing, or one is not as ``flat.cut`` describes.
+    """
+    return cut(load(path, card), card)
+
+
+def load(path: Path, card: DatasetCard) -> list[Part]:
+    """The arrays, unchecked."""
+    if path.is_dir():
+        found = [file.stem for file in files(path)]
+        columns = read_columns(path, found, lambda name: np.load(path / f"{name}.npy", allow_pickle=False))
+    elif path.suffix == ".parquet":
+        from dynarep.data.readers.parquet import read_table
+
+        table = read_table(path, COLUMNS)
+        columns = read_columns(path, table, table.__getitem__)
+    else:
+        columns = read_archive(path)
+    return [Part(str(path), columns)]
+
+
+def files(path: Path) -> list[Path]:
+    """The files that are read: of a folder, those named like a column."""
+    return [file for name in COLUMNS if (file := path / f"{name}.npy").is_file()] if path.is_dir() else [path]
+
+
+def read_archive(path: Path, names: Sequence[str] = COLUMNS) -> dict[str, np.ndarray]:
+    """Those of the named arrays that an ``.npz`` archive has.
+
+    Raises:
+        DataError: if it is no archive, or an array cannot be read.
     """
     try:
         archive = np.load(path, allow_pickle=False)
     except Exception as error:  # EOFError, ValueError, OSError and zipfile.BadZipFile, depending on the damage
         raise DataError(f"{path}: not a readable .npz archive: {error}") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"{path}: found a single array, expected an .npz archive of named arrays")
+        raise DataError(
+            f"{path}: found a single array, expected an .npz archive of named arrays, or a folder with "
+            "observations.npy, terminals.npy, ..."
+        )
     with archive:
-        columns = read_columns(path, archive.files, archive.__getitem__)
-    return cut(columns, path, card, required=())
+        return read_columns(path, archive.files, archive.__getitem__, names)

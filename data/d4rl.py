@@ -1,0 +1,115 @@
+"""D4RL's datasets by name: where their files are, and the returns that its scores are normalised with.
+
+Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning. An installed ``d4rl`` package is asked first:
+only its table ``infos.py`` is executed, since ``import d4rl`` needs MuJoCo 2.1. Without it the table below serves. Gym
+recordings before v2 had wrong content and are refused.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dynarep.data.schema import DataError
+
+SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+
+REFERENCES: dict[str, tuple[float, float]] = {
+    "halfcheetah": (-280.178953, 12135.0),
+    "hopper": (-20.272305, 3234.3),
+    "walker2d": (1.629008, 4592.3),
+    "ant": (-325.6, 3879.7),
+    "antmaze": (0.0, 1.0),
+    "kitchen": (0.0, 4.0),
+    "pen": (96.262799, 3076.8331017826877),
+    "hammer": (-274.856578, 12794.134825156867),
+    "door": (-56.512833, 2880.5693087298737),
+    "relocate": (-6.425911, 4233.877797728884),
+}
+"""Mean returns of a random and an expert policy by family, the first word of a dataset's name."""
+
+MAZE2D_REFERENCES: dict[str, tuple[float, float]] = {
+    "maze2d-umaze-v1": (23.85, 161.86),
+    "maze2d-medium-v1": (13.13, 277.39),
+    "maze2d-large-v1": (6.7, 273.99),
+    "maze2d-umaze-dense-v1": (68.537689, 193.66285642381482),
+    "maze2d-medium-dense-v1": (44.264742, 297.4552547777125),
+    "maze2d-large-dense-v1": (30.569041, 303.4857382709002),
+}
+"""The same where each dataset has its own."""
+
+WITHDRAWN = re.compile(r"(halfcheetah|hopper|walker2d|ant)-[a-z-]+-v[01]")
+
+
+def _table() -> dict[str, str]:
+    """Dataset -> place of its file on the server."""
+    files = {}
+    for family in ("halfcheetah", "hopper", "walker2d", "ant"):
+        for kind in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert"):
+            files[f"{family}-{kind}-v2"] = f"gym_mujoco_v2/{family}_{kind.replace('-', '_')}-v2.hdf5"
+    mazes = {
+        "umaze": ("u-maze", False, False),
+        "umaze-diverse": ("u-maze", True, True),
+        "medium-play": ("big-maze", True, False),
+        "medium-diverse": ("big-maze", True, True),
+        "large-play": ("hardest-maze", True, False),
+        "large-diverse": ("hardest-maze", True, True),
+    }
+    for name, (maze, starts, goals) in mazes.items():
+        file = f"Ant_maze_{maze}_noisy_multistart_{starts}_multigoal_{goals}_sparse_fixed.hdf5"
+        files[f"antmaze-{name}-v2"] = f"ant_maze_v2/{file}"
+    for task in ("pen", "hammer", "door", "relocate"):
+        for kind in ("human", "cloned", "expert"):
+            files[f"{task}-{kind}-v1"] = f"hand_dapg_v1/{task}-{kind}-v1.hdf5"
+        files[f"{task}-human-v0"] = f"hand_dapg/{task}-v0_demos_clipped.hdf5"
+        files[f"{task}-cloned-v0"] = f"hand_dapg/{task}-demos-v0-bc-combined.hdf5"
+        files[f"{task}-expert-v0"] = f"hand_dapg/{task}-v0_expert_clipped.hdf5"
+    for size in ("umaze", "medium", "large"):
+        files[f"maze2d-{size}-v1"] = f"maze2d/maze2d-{size}-sparse-v1.hdf5"
+        files[f"maze2d-{size}-dense-v1"] = f"maze2d/maze2d-{size}-dense-v1.hdf5"
+    files["kitchen-complete-v0"] = "kitchen/mini_kitchen_microwave_kettle_light_slider-v0.hdf5"
+    files["kitchen-partial-v0"] = "kitchen/kitchen_microwave_kettle_light_slider-v0.hdf5"
+    files["kitchen-mixed-v0"] = "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5"
+    return files
+
+
+URLS = {name: f"{SERVER}/{file}" for name, file in _table().items()}
+"""Dataset -> URL."""
+
+
+def url(name: str) -> str:
+    """The official URL of a dataset, for instance ``hopper-medium-v2``.
+
+    Raises:
+        DataError: if the name is unknown (the message lists similar ones), or the dataset was withdrawn.
+    """
+    urls: dict[str, str] = {**URLS, **_installed().get("DATASET_URLS", {})}
+    if WITHDRAWN.fullmatch(name):
+        raise DataError(f"dataset {name}: D4RL's Gym recordings before v2 have wrong content; use those of v2")
+    if name not in urls:
+        known = get_close_matches(name, urls) or sorted(urls)
+        raise DataError(f"dataset {name}: unknown to D4RL, expected for instance {', '.join(known)}; or give a path")
+    return urls[name]
+
+
+def reference(name: str) -> tuple[float, float] | None:
+    """Random and expert return of a dataset's task, None if D4RL has none."""
+    installed = _installed()
+    if name in installed.get("REF_MIN_SCORE", {}):
+        return float(installed["REF_MIN_SCORE"][name]), float(installed["REF_MAX_SCORE"][name])
+    return MAZE2D_REFERENCES.get(name) or REFERENCES.get(name.partition("-")[0])
+
+
+@cache
+def _installed() -> dict[str, Any]:
+    """The tables of the installed package, nothing without it."""
+    spec = find_spec("d4rl")  # finds the package without importing it
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / "infos.py").is_file():
+            return runpy.run_path(str(path))
+    return {}

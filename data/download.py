@@ -1,0 +1,194 @@
+"""Downloads that can be interrupted and resumed, and appear complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from hashlib import file_digest
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from dynarep.data.schema import DataError
+
+ATTEMPTS = 4
+"""Connections to one server before the next one is tried."""
+PAUSE = 1.0
+"""Seconds before the second attempt, doubled before each further one."""
+TIMEOUT = 60.0
+"""Seconds without a byte after which a connection counts as lost."""
+CHUNK = 1 << 16
+
+
+class _LostError(Exception):
+    """The connection broke; what has arrived is kept and another attempt may succeed."""
+
+
+class _RefusedError(Exception):
+    """What the server sends is not the file."""
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: ``$DYNAREP_DATA``, by default a folder in the user's cache directory."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("DYNAREP_DATA")
+    return Path(chosen).expanduser() if chosen else user_cache_path("dynarep")
+
+
+def download(
+    urls: Sequence[str], path: Path, *, name: str, check: Callable[[Path], None], sha256: str | None = None
+) -> None:
+    """Download a file unless it is there, with a progress bar on stderr.
+
+    What arrives is kept beside ``path`` as ``.<file>.part`` and renamed once its size, its SHA-256 if known and
+    ``check`` are right. After an interruption, also of an earlier process, the rest is asked for by HTTP Range, provided
+    that the server still has the same version of the file; else it starts anew. A second process waits for the first.
+
+    Args:
+        urls: of the same file, tried in order.
+        path: the file.
+        name: of the dataset, for messages.
+        check: raises ``DataError`` if the complete file is not what it should be.
+        sha256: of the file, in hexadecimal.
+
+    Raises:
+        DataError: if no server gives the file; the message says why for each.
+    """
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.is_file():
+            return
+        problems = []
+        for url in urls:
+            try:
+                _fetch(url, part, name)
+                _inspect(part, check, sha256)
+            except (_LostError, _RefusedError) as error:
+                problems.append(f"{url}: {error}")
+            else:
+                part.replace(path)
+                _note(part).unlink()
+                return
+        raise DataError(
+            f"dataset {name}: cannot be downloaded: {'; '.join(problems)}; put the file at {path}, name another server as "
+            "mirrors in the card, or give the card a path"
+        )
+
+
+def _inspect(part: Path, check: Callable[[Path], None], sha256: str | None) -> None:
+    """Delete a complete file that is not the right one."""
+    problem = None
+    with part.open("rb") as file:
+        found = file_digest(file, "sha256").hexdigest() if sha256 else None
+        file.seek(0)
+        start = file.read(200).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        problem = "found an HTML page in place of the file"
+    elif found != sha256:
+        problem = f"found sha256 {found}, expected {sha256}"
+    else:
+        try:
+            check(part)
+        except DataError as error:
+            problem = str(error)
+    if problem is not None:
+        _discard(part)
+        raise _RefusedError(problem)
+
+
+def _fetch(url: str, part: Path, name: str) -> None:
+    """Complete ``part`` from one server."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        try:
+            return _transfer(url, part, name)
+        except (OSError, HTTPException, _LostError) as error:
+            if isinstance(error, HTTPError) and error.code < 500:
+                raise _RefusedError(f"HTTP status {error.code} {error.reason}") from None
+            problem = error
+    raise _LostError(f"{problem} ({ATTEMPTS} attempts; what has arrived is kept)")
+
+
+def _transfer(url: str, part: Path, name: str) -> None:
+    """One connection: ask for what is missing and append it."""
+    version = _resumable(url, part)
+    start = part.stat().st_size if version else 0
+    headers = {"Accept-Encoding": "identity", "User-Agent": "dynarep"}
+    if version and start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": version}
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416:
+            raise
+        _discard(part)  # the part is as long as the file or longer, so it is not the beginning of this file
+        raise _LostError("the server cannot continue what had arrived") from None
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise _RefusedError("found an HTML page in place of the file")
+        if response.status != 206:
+            start = 0
+            _discard(part)
+            note = {"url": url, "version": response.headers["ETag"] or response.headers["Last-Modified"]}
+            _note(part).write_text(json.dumps(note))
+        size = _size(response, start)
+        with part.open("ab") as file:
+            _copy(response, file, start, size, name)
+    found = part.stat().st_size
+    if size is not None and found != size:
+        if found > size:
+            _discard(part)
+        raise _LostError(f"the transfer ended after {found:,} of {size:,} bytes")
+
+
+def _copy(response: HTTPResponse, file: BinaryIO, start: int, size: int | None, name: str) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=size, completed=start)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            progress.advance(task, len(chunk))
+
+
+def _size(response: HTTPResponse, start: int) -> int | None:
+    """Bytes of the whole file, None if the server does not say."""
+    if response.status == 206:
+        found = response.headers["Content-Range"] or ""
+        if not found.startswith(f"bytes {start}-"):
+            raise _RefusedError(f"asked for bytes from {start}, got Content-Range {found!r}")
+        total = found.rpartition("/")[2]
+        return int(total) if total.isdecimal() else None
+    length = response.headers["Content-Length"]
+    return int(length) if length else None
+
+
+def _resumable(url: str, part: Path) -> str | None:
+    """The server's mark of the version that ``part`` is the beginning of, None if it is of no use."""
+    try:
+        note = json.loads(_note(part).read_text())
+    except (OSError, ValueError):
+        return None
+    version = note["version"] if part.is_file() and note.get("url") == url else None
+    return str(version) if version and not str(version).startswith("W/") else None
+
+
+def _note(part: Path) -> Path:
+    """Where the origin of a part is written down."""
+    return part.with_name(f"{part.name}.json")
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _note(part).unlink(missing_ok=True)

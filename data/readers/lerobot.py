@@ -1,0 +1,159 @@
+"""LeRobot's v3 layout: ``meta/info.json``, ``meta/episodes/*/*.parquet`` and ``data/*/*.parquet`` with a row per frame.
+
+Column ``action`` and the state columns that the card names, ``observation.state`` by default; ``next.reward`` and
+``next.done`` where there are any. Videos and images are left alone. The traps: many episodes share a file; the state
+after the last frame is not recorded; ``next.done`` does not say whether the task ended, so the card does; versions
+before 3 have another layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dynarep.data.card import DatasetCard
+from dynarep.data.readers.flat import Part, cut, joined, marks, read_columns
+from dynarep.data.readers.metadata import read_json
+from dynarep.data.readers.parquet import read_table
+from dynarep.data.schema import DataError, Episode
+
+STATE = ("observation.state",)
+"""Observations of a card that names none."""
+
+
+def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
+    """Episodes of a LeRobot dataset.
+
+    Raises:
+        DataError: if a file is missing or damaged, the dataset is of another version, the card names columns that are
+            no vectors of numbers, frames do not agree with ``meta/episodes``, ``next.done`` is not as ``flat.marks`` or
+            an array not as ``flat.cut`` describes.
+    """
+    return cut(load(path, card), card, required=("actions",))
+
+
+def load(path: Path, card: DatasetCard) -> list[Part]:
+    """One part for each episode."""
+    features = info(path)["features"]
+    states = card.observations or STATE
+    for name in (*states, "action"):
+        kind = features[name].get("dtype") if name in features else "nothing"
+        if kind in ("nothing", "video", "image", "string"):
+            known = ", ".join(key for key in vectors(features) if key != "action")
+            raise DataError(
+                f"{path / 'meta' / 'info.json'}: {name}: found {kind}, expected a column of numbers; "
+                f"the card's observations can be {known or 'none of this dataset'}"
+            )
+    optional = tuple(name for name in ("next.reward", "next.done") if name in features)
+    tables = [
+        _columns(file, ("episode_index", "frame_index", *states, "action", *optional)) for file in _tables(path, "data")
+    ]
+    try:
+        frames = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    except ValueError as error:
+        raise DataError(f"{path / 'data'}: the files hold vectors of different sizes: {error}") from None
+    bounds = _bounds(path, frames)
+    parts = []
+    for number, (start, stop) in enumerate(bounds):
+        where = f"{path}: episode {number}"
+        rows = {name: values[start:stop] for name, values in frames.items()}
+        columns = {
+            "observations": joined({name: rows[name] for name in states}, where),
+            "actions": joined({"action": rows["action"]}, where),
+        }
+        if "next.reward" in rows:
+            columns["rewards"] = rows["next.reward"].reshape(-1)
+        parts.append(Part(where, columns | marks(rows.get("next.done"), stop - start, where, "next.done", card)))
+    return parts
+
+
+def files(path: Path) -> list[Path]:
+    """The files that are read."""
+    return [path / "meta" / "info.json", *_tables(path, "meta/episodes"), *_tables(path, "data")]
+
+
+def info(path: Path) -> dict[str, Any]:
+    """``meta/info.json`` of a dataset.
+
+    Raises:
+        DataError: if it is missing, no JSON object, or of another version than 3.
+    """
+    file = path / "meta" / "info.json"
+    values = read_json(file, "LeRobot")
+    version = values.get("codebase_version")
+    if not str(version).startswith("v3."):
+        raise DataError(f"{file}: codebase_version: found {version}, expected v3.x; LeRobot has a converter to v3.0")
+    features = values.get("features")
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise DataError(f"{file}: features: found {type(features).__name__}, expected a description of each column")
+    return values
+
+
+def vectors(features: dict[str, Any]) -> list[str]:
+    """Names of the features that are one number or a vector of numbers, without LeRobot's own bookkeeping."""
+    own = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+    return [
+        name
+        for name, feature in features.items()
+        if feature.get("dtype") not in ("video", "image", "string")
+        and len(feature.get("shape", ())) == 1
+        and name not in own
+        and not name.startswith("next.")
+    ]
+
+
+def _tables(path: Path, folder: str) -> list[Path]:
+    """Parquet files ``<folder>/chunk-<i>/file-<j>.parquet`` by i, j."""
+    found = (path / folder).glob("chunk-*/file-*.parquet")
+
+    def numbers(file: Path) -> list[int]:
+        return [int(name.partition("-")[2]) for name in (file.parent.name, file.stem)]
+
+    try:
+        tables = sorted(found, key=numbers)
+    except ValueError:
+        raise DataError(f"{path / folder}: found files that are not numbered like chunk-000/file-000.parquet") from None
+    if not tables:
+        raise DataError(f"{path / folder}: found no chunk-*/file-*.parquet")
+    return tables
+
+
+def _columns(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    table = read_table(file, names)
+    columns = read_columns(file, table, table.__getitem__, names)
+    for name in names:
+        if name not in columns:
+            raise DataError(f"{file}: {name}: missing")
+    return columns
+
+
+def _bounds(path: Path, frames: dict[str, np.ndarray]) -> list[tuple[int, int]]:
+    """First row and one past the last row of each episode, as ``meta/episodes`` says, checked against the frames."""
+    tables = [_columns(file, ("episode_index", "length")) for file in _tables(path, "meta/episodes")]
+    episode, length = (
+        np.concatenate([table[name] for table in tables]).astype(np.int64) for name in ("episode_index", "length")
+    )
+    if not np.array_equal(episode, np.arange(len(episode))) or (length < 1).any():
+        raise DataError(
+            f"{path / 'meta' / 'episodes'}: expected episodes 0, 1, ... of at least one frame each, in order"
+        )
+    for name, expected in {
+        "episode_index": np.repeat(episode, length),
+        "frame_index": np.concatenate([np.arange(n) for n in length]),
+    }.items():
+        found = frames[name].reshape(-1)
+        if len(found) != len(expected):
+            raise DataError(
+                f"{path / 'data'}: found {len(found)} frames, expected {len(expected)} as in meta/episodes; "
+                "the copy or download may be incomplete"
+            )
+        if not np.array_equal(found, expected):
+            row = int(np.argmax(found != expected))
+            raise DataError(
+                f"{path / 'data'}: {name}: found {found[row]} in row {row}, expected {expected[row]} by meta/episodes"
+            )
+    stops = np.cumsum(length).tolist()
+    return list(zip([0, *stops[:-1]], stops, strict=True))

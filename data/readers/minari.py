@@ -1,0 +1,139 @@
+"""Minari's layout: a folder with ``data/main_data.hdf5``, one group ``episode_<i>`` each, and ``data/metadata.json``.
+
+The traps: an episode has one observation more than actions; observations can be a dictionary, then the card names some
+of its entries; groups are numbered, and ``episode_10`` comes after ``episode_9``; a stopped download leaves a folder that
+looks whole. The environment is read from the recorded spec as text, since specs of one Gymnasium version do not always
+load in another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from dynarep.data.card import DatasetCard
+from dynarep.data.readers.flat import Part, cut
+from dynarep.data.readers.hdf5 import array, chosen, opened
+from dynarep.data.readers.metadata import read_json
+from dynarep.data.schema import DataError, Episode
+
+NAMES = {"actions": "actions", "rewards": "rewards", "terminals": "terminations", "timeouts": "truncations"}
+"""Flat column -> array of an episode."""
+
+
+def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
+    """Episodes of a Minari dataset, by their number.
+
+    Raises:
+        DataError: if a file is missing or damaged, episodes or steps are fewer than the metadata says, the card names no
+            observations of a dictionary or unknown ones, or an array is not as ``flat.cut`` describes.
+    """
+    return cut(load(path, card), card, required=("actions", "rewards"))
+
+
+def load(path: Path, card: DatasetCard) -> list[Part]:
+    """One part for each episode."""
+    described = metadata(path)
+    main = files(path)[0]
+    with opened(main) as file:
+        numbers = sorted(int(name[8:]) for name in file if name.startswith("episode_") and name[8:].isdecimal())
+        parts = [_part(file[f"episode_{number}"], f"{main}: episode_{number}", card) for number in numbers]
+    steps = sum(len(part.columns["observations"]) for part in parts)
+    for name, found in {"total_episodes": len(parts), "total_steps": steps}.items():
+        expected = described.get(name, found)
+        if found != expected or not parts:
+            raise DataError(
+                f"{main}: {name}: found {found}, expected {expected or 'at least one'} as in metadata.json; "
+                "if the dataset was downloaded, delete its folder and download it again"
+            )
+    return parts
+
+
+def files(path: Path) -> list[Path]:
+    """The files that are read."""
+    return [path / "data" / "main_data.hdf5", path / "data" / "metadata.json"]
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """``metadata.json`` of a dataset.
+
+    Raises:
+        DataError: if it is missing, no JSON object, or says that the data lie in another format than HDF5.
+    """
+    file = files(path)[1]
+    values = read_json(file, "Minari")
+    kind = values.get("data_format", "hdf5")
+    if kind != "hdf5":
+        raise DataError(f"{file}: data_format: found {kind}, expected hdf5")
+    return values
+
+
+def environment(path: Path) -> str | None:
+    """Gymnasium id of the environment that was recorded, None if the dataset does not say.
+
+    Raises:
+        DataError: if the spec is not as Gymnasium writes it.
+    """
+    spec = metadata(path).get("env_spec")
+    if spec is None:
+        return None
+    try:
+        return str(json.loads(spec)["id"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{files(path)[1]}: env_spec: found {spec!r}, expected a JSON object with id") from None
+
+
+def local(name: str) -> Path | None:
+    """Folder of a dataset that Minari has on this machine, None if it has none or is not installed."""
+    try:
+        from minari.storage import get_dataset_path
+    except ImportError:
+        return None
+    folder = Path(get_dataset_path(name))
+    return folder if folder.is_dir() else None
+
+
+def fetch(card: DatasetCard) -> Path:
+    """Folder of the dataset that a card gives by its Minari id, downloaded by Minari if it is not there.
+
+    Raises:
+        DataError: if minari is not installed, or it fails to download.
+    """
+    assert card.dataset is not None
+    try:
+        import minari
+    except ImportError:
+        raise DataError(
+            f"card {card.name}: dataset {card.dataset}: Minari ids need the package minari: pip install 'dynarep[minari]'"
+        ) from None
+    folder = local(card.dataset)
+    if folder is not None:
+        return folder
+    try:
+        minari.download_dataset(card.dataset)
+    except Exception as error:  # of Minari and of the client of its server, without a common class
+        raise DataError(f"card {card.name}: dataset {card.dataset}: Minari cannot download it: {error}") from error
+    folder = local(card.dataset)
+    if folder is None:
+        raise DataError(f"card {card.name}: dataset {card.dataset}: Minari did not download it")
+    return folder
+
+
+def _part(episode: h5py.Group, where: str, card: DatasetCard) -> Part:
+    columns = {column: array(episode, name, where) for column, name in NAMES.items()}
+    if isinstance(episode.get("observations"), h5py.Group):
+        states = chosen(episode, "observations", where, card)
+    else:
+        states = array(episode, "observations", where)
+        if card.observations is not None:
+            raise DataError(
+                f"{where}: observations: found one array, but the card {card.name} names entries of several"
+            )
+    steps = len(columns["rewards"])
+    if len(states) != steps + 1:
+        raise DataError(f"{where}: observations: found {len(states)} rows, expected {steps + 1} for {steps} rewards")
+    return Part(where, columns | {"observations": states[:-1], "next_observations": states[1:]})
