@@ -42,7 +42,7 @@ from dynarep.pipeline.params import Field, config
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, from malloc.h."""
 
-COMPILE_FROM = 5000
+COMPILE_FROM = 6000
 """Updates from which a training is compiled by default."""
 
 Sample = Callable[[torch.Generator], Any]
