@@ -28,10 +28,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynarep.data.d4rl import environment_reference
 from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.scores import (
     bootstrap_interval,
-    d4rl_reference,
     expert_fraction,
     interquartile_mean,
     normalised_score,
@@ -339,7 +339,7 @@ def summarise(
         normalised_high (95 % interval; all None without a D4RL reference), and expert_fraction, from D4RL's random
         return if there is one, else from the measured one (None without demonstrations' returns).
     """
-    reference = d4rl_reference(env)
+    reference = environment_reference(env)
     random_mean = reference[0] if reference else float(rollouts[RANDOM].returns.mean())
     scores: dict[str, dict[str, Any]] = {}
     for name, played in rollouts.items():

@@ -23,10 +23,10 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from dynarep.data.d4rl import environment_reference
 from dynarep.pipeline.params import config
 from dynarep.pipeline.scores import (
     bootstrap_interval,
-    d4rl_reference,
     interquartile_mean,
     normalised_score,
     ranking,
@@ -415,7 +415,7 @@ def _scores_section(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
 
 def _scores_figure(artifacts: Path, names: Sequence[str]) -> str:
     raw = _read_returns(artifacts)
-    reference = d4rl_reference(raw["env"])
+    reference = environment_reference(raw["env"])
     figure = _canvas(5.2, 0.75 + 0.36 * len(names))
     axes = figure.subplots()
     jitter = np.random.default_rng(0)
