@@ -81,10 +81,16 @@ def stratified_interval(
 
 
 def ranking(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Policies of an evaluation's ``metrics.json``, best first: by normalised score if there is one, else by return."""
+    """Policies of an evaluation's ``metrics.json``, best first.
+
+    By the distance to a motion if one was asked for, else by normalised score, success rate or return, the first there is.
+    """
 
     def score(name: str) -> float:
-        iqm = metrics[name]["normalised_iqm"]
-        return float(metrics[name]["return_mean"] if iqm is None else iqm)
+        found = metrics[name]
+        if found["motion_distance"] is not None:
+            return -float(found["motion_distance"])
+        keys = ("normalised_iqm", "success_rate", "return_mean")
+        return float(next(found[key] for key in keys if found[key] is not None))
 
     return sorted(metrics, key=score, reverse=True)

@@ -127,7 +127,14 @@ def test_interval_lies_within_the_values(values: np.ndarray) -> None:
 
 
 def test_ranking() -> None:
-    scores = {"a": (1.0, 20.0), "b": (3.0, 10.0), "c": (2.0, 30.0)}
-    normalised = {name: {"return_mean": mean, "normalised_iqm": iqm} for name, (mean, iqm) in scores.items()}
-    assert ranking(normalised) == ["c", "a", "b"]
-    assert ranking({name: {**score, "normalised_iqm": None} for name, score in normalised.items()}) == ["b", "c", "a"]
+    scores = {"a": (1.0, 20.0, 0.1, 7.0), "b": (3.0, 10.0, 0.2, 8.0), "c": (2.0, 30.0, 0.3, 9.0)}
+    keys = ("return_mean", "normalised_iqm", "success_rate", "motion_distance")
+    full: dict[str, dict[str, float | None]] = {n: dict(zip(keys, v, strict=True)) for n, v in scores.items()}
+
+    def without(*missing: str) -> dict[str, dict[str, float | None]]:
+        return {name: score | dict.fromkeys(missing) for name, score in full.items()}
+
+    assert ranking(full) == ["a", "b", "c"]  # a small distance is good
+    assert ranking(without("motion_distance")) == ["c", "a", "b"]
+    assert ranking(without("motion_distance", "normalised_iqm")) == ["c", "b", "a"]
+    assert ranking(without("motion_distance", "normalised_iqm", "success_rate")) == ["b", "c", "a"]
