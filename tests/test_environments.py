@@ -1,6 +1,7 @@
 import os
 import re
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynarep.pipeline.environments import (
     succeeded,
 )
 from dynarep.pipeline.evaluate import EvaluateConfig, RandomPolicy, rollout
+from dynarep.pipeline.params import read_section
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # dm_control looks when it is imported, Gymnasium when it renders
 
@@ -250,6 +252,19 @@ def test_antmaze_has_d4rls_layout_and_ends_at_the_goal() -> None:
         "AntMaze_UMaze-v5", {"include_cfrc_ext_in_observation": True}, ("observation", "desired_goal")
     )
     assert whole.observation_space.shape == (107,)
+
+
+@pytest.mark.parametrize("preset", ["antmaze", "adroit", "kitchen"])
+def test_the_environment_of_a_preset_can_be_made(preset: str) -> None:
+    path = Path(__file__).parents[1] / "configs" / "presets" / f"{preset}.yaml"
+    settings = read_section(path, "evaluate", EvaluateConfig)
+    need(settings.env)
+    environment = settings.make()
+    starts = [environment.reset(seed=seed)[0] for seed in range(3)]
+    assert starts[0].shape == {"antmaze": (29,), "adroit": (45,), "kitchen": (59,)}[preset]
+    if preset == "antmaze":  # cells are 4 wide, positions within them are drawn; the U opens to the left
+        np.testing.assert_allclose([start[:2] for start in starts], [[-4.0, -4.0]] * 3, atol=1.01)
+        np.testing.assert_allclose(environment.unwrapped.goal, [-4.0, 4.0], atol=1.01)
 
 
 def test_versions_name_the_packages() -> None:
