@@ -36,6 +36,7 @@ class Family:
         observations: entries of the dictionary that make up an observation, in this order; None: all, by name.
         sparse: a positive return means that the goal was reached.
         misfits: size of an observation that some recordings of the task have -> why it does not fit, and what to do.
+        other_frame: what D4RL's datasets of the same layout are called whose coordinates are not those of the environment.
     """
 
     package: str | None = None
@@ -45,6 +46,7 @@ class Family:
     observations: tuple[str, ...] | None = None
     sparse: bool = False
     misfits: Mapping[int, str] = field(default_factory=dict)
+    other_frame: str | None = None
 
 
 ROBOTICS: dict[str, Any] = {
@@ -59,14 +61,16 @@ FAMILIES: dict[str, Family] = {
         options={"continuing_task": False, "include_cfrc_ext_in_observation": False},
         observations=("achieved_goal", "observation"),
         sparse=True,
+        other_frame="antmaze",
     ),
     r"AntMaze_\w+-v\d+": Family(
         **ROBOTICS,
         options={"continuing_task": False},
         observations=("achieved_goal", "observation"),
         sparse=True,
+        other_frame="antmaze",
     ),
-    r"PointMaze_\w+-v\d+": Family(**ROBOTICS, observations=("observation",)),
+    r"PointMaze_\w+-v\d+": Family(**ROBOTICS, observations=("observation",), other_frame="maze2d"),
     r"FrankaKitchen-v\d+": Family(
         **ROBOTICS,
         options={"tasks_to_complete": ["microwave", "kettle", "light switch", "slide cabinet"]},
@@ -244,6 +248,26 @@ def check_observations(where: str, env: str, found: int, given: int) -> None:
         raise EvaluationError(
             f"{where}: the policy reads observations of {found} numbers, {env} gives {given}"
             + (f". {why}" if why else "")
+        )
+
+
+def check_recording(where: str, env: str, card: Mapping[str, Any]) -> None:
+    """The coordinates of a recording are those of the environment, as far as its card tells.
+
+    Args:
+        where: the policy that learned from it, for messages.
+        env: Gymnasium id.
+        card: keys of the dataset card.
+
+    Raises:
+        EvaluationError: if it names a dataset of D4RL with other coordinates.
+    """
+    name, prefix = str(card.get("dataset")), family(env).other_frame
+    if prefix is not None and card.get("format") == "d4rl" and name.startswith(prefix):
+        raise EvaluationError(
+            f"{where}: learned from D4RL's {name}, whose maze has its origin and its axes elsewhere than {env}. Choose "
+            "recordings made in this environment, such as Minari's (configs/datasets/antmaze-umaze.yaml), or stop at "
+            "offline_rl"
         )
 
 

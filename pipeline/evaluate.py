@@ -31,6 +31,7 @@ from torch import Tensor
 from dynarep.pipeline.environments import (
     EvaluationError,
     check_observations,
+    check_recording,
     d4rl_reference,
     family,
     make_environment,
@@ -339,6 +340,15 @@ def expert_returns(policies: Mapping[str, Path], artifacts: Path) -> dict[str, f
     return {name: named.get(name, fallback) for name in policies} | {RANDOM: fallback}
 
 
+def cards_behind(folder: Path, artifacts: Path) -> list[dict[str, Any]]:
+    """Cards of the prepared datasets that a policy's metadata names, and of those they are made of."""
+    metadata = folder / "metadata.json"
+    named = _read_json(metadata).get("datasets", {}) if metadata.is_file() else {}
+    indices = [artifacts / "shards" / name / "index.json" for name in named]
+    provenances = [_read_json(index).get("provenance", {}) for index in indices if index.is_file()]
+    return [card for provenance in provenances for card in provenance.get("cards", {}).values()]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
@@ -429,6 +439,8 @@ def evaluate(
     observation_dim = environment.observation_space.shape[0]
     for folder in policies.values():
         check_observations(f"{folder}", settings.env, load(folder).architecture.observation_dim, observation_dim)
+        for card in cards_behind(folder, artifacts):
+            check_recording(f"{folder}", settings.env, card)
     motion = None if settings.motion is None else load_motion(settings.motion, artifacts, observation_dim)
     rollouts = play({**policies, RANDOM: None}, settings, load, motion)
     reference = d4rl_reference(settings.env, settings.env_options)

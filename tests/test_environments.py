@@ -71,6 +71,9 @@ def test_evaluation(env: str) -> None:
     settings = EvaluateConfig(env=env, episodes=1, max_steps=3)
     environment = settings.make()
     assert (environment.observation_space.shape, environment.action_space.shape) == tuple((n,) for n in SIZES[env])
+    starts = [settings.make().reset(seed=seed)[0] for seed in (7, 7, 8)]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert (starts[0] != starts[2]).any()
     played = rollout(random_policy(env), "random", settings, 0)
     assert played.lengths.tolist() == [[3]]
     assert np.isfinite(played.returns).all()

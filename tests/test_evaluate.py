@@ -13,12 +13,13 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from dynarep.pipeline import artifacts
-from dynarep.pipeline.environments import EvaluationError, d4rl_reference, make_environment
+from dynarep.pipeline.environments import EvaluationError, check_recording, d4rl_reference, make_environment
 from dynarep.pipeline.evaluate import (
     BLOCK,
     EvaluateConfig,
     RandomPolicy,
     Rollouts,
+    cards_behind,
     evaluate,
     expert_returns,
     find_policies,
@@ -276,6 +277,22 @@ def test_the_name_random_is_taken(tmp_path: Path) -> None:
     add_policy(tmp_path, "imitate", "random")
     with pytest.raises(EvaluationError, match="'random' is kept"):
         find_policies(tmp_path)
+
+
+def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
+    folder = add_policy(tmp_path, "offline_rl", "iql")
+    assert cards_behind(folder, tmp_path) == []
+    (folder / "metadata.json").write_text(json.dumps({"datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
+    cards = {"mix": {"mix": ["maze"]}, "maze": {"dataset": "antmaze-umaze-v2", "format": "d4rl"}}
+    (tmp_path / "shards" / "mix").mkdir(parents=True)
+    (tmp_path / "shards" / "mix" / "index.json").write_text(json.dumps({"provenance": {"cards": cards}}))
+    found = cards_behind(folder, tmp_path)
+    assert found == list(cards.values())
+    for card in found:
+        check_recording("iql", "Hopper-v4", card)
+    with pytest.raises(EvaluationError, match=r"iql: learned from D4RL's antmaze-umaze-v2, .* than AntMaze_UMaze-v5"):
+        check_recording("iql", "AntMaze_UMaze-v5", cards["maze"])
+    check_recording("iql", "AntMaze_UMaze-v5", {"dataset": "D4RL/antmaze/umaze-v1", "format": "minari"})
 
 
 def test_expert_returns(tmp_path: Path) -> None:
