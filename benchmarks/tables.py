@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynarep.data.d4rl import environment_reference
 from dynarep.pipeline.scores import (
     bootstrap_interval,
-    d4rl_reference,
     expert_fraction,
     interquartile_mean,
     normalised_score,
@@ -54,7 +54,7 @@ def best(cell: Cell) -> NDArray[np.float64]:
 
 def normalised(cell: Cell, returns: NDArray[np.float64]) -> NDArray[np.float64]:
     """D4RL scores of returns; without a D4RL reference, 0 is the random policy and 100 the demonstrations."""
-    reference = d4rl_reference(cell["env"])
+    reference = environment_reference(cell["env"])
     return normalised_score(returns, reference or (cell["random_return"], cell["demonstrations_return"]))
 
 
@@ -69,7 +69,7 @@ def fraction(cell: Cell) -> str:
     """Mean return between a random policy's (0) and the demonstrations' (1)."""
     if cell["demonstrations_return"] is None:
         return "-"
-    reference = d4rl_reference(cell["env"])
+    reference = environment_reference(cell["env"])
     random = reference[0] if reference else cell["random_return"]
     value = expert_fraction(float(last(cell).mean()), random, cell["demonstrations_return"])
     return "-" if value is None else f"{value:.2f}"

@@ -50,7 +50,8 @@ class DatasetCard:
         description: for people.
         path: a recording; relative paths start at the project root, the folder that holds ``configs/``.
         dataset: a published dataset by its name, downloaded once; ``d4rl`` and ``minari`` have names.
-        format: ``d4rl`` (HDF5), ``arrays`` (.npz, parquet, folder of .npy), ``ogbench`` (.npz), ``robomimic`` (HDF5),
+        format: ``d4rl`` (HDF5), ``arrays`` (.npz, parquet, folder of .npy; .npy of one motion), ``ogbench`` (.npz),
+            ``robomimic`` (HDF5),
             ``minari``, ``lerobot`` or ``prepared`` (folders).
         mirrors: other URLs of a D4RL dataset, tried in order after the official one.
         sha256: of a D4RL dataset's file, in hexadecimal; another content is refused.
@@ -65,7 +66,7 @@ class DatasetCard:
         env: Gymnasium id of the environment, by default that of the card(s) this one is made of.
         top: keep the n episodes of highest return, in recorded order; needs rewards.
         stride: keep every n-th transition, after ``top``.
-        observations_only: drop actions and rewards.
+        observations_only: drop actions and rewards; ``arrays`` of observations without any marks are one episode then.
     """
 
     name: str

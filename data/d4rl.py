@@ -1,4 +1,4 @@
-"""D4RL's datasets by name: where their files are, and the returns that its scores are normalised with.
+"""D4RL's datasets by name, and the returns that its scores are normalised with, by dataset and by environment.
 
 Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning. An installed ``d4rl`` package is asked first:
 only its table ``infos.py`` is executed, since ``import d4rl`` needs MuJoCo 2.1. Without it the table below serves. Gym
@@ -31,7 +31,7 @@ REFERENCES: dict[str, tuple[float, float]] = {
     "door": (-56.512833, 2880.5693087298737),
     "relocate": (-6.425911, 4233.877797728884),
 }
-"""Mean returns of a random and an expert policy by family, the first word of a dataset's name."""
+"""Mean returns that D4RL normalises with (random policy, expert) by family, the first word of a dataset's name."""
 
 MAZE2D_REFERENCES: dict[str, tuple[float, float]] = {
     "maze2d-umaze-v1": (23.85, 161.86),
@@ -42,6 +42,16 @@ MAZE2D_REFERENCES: dict[str, tuple[float, float]] = {
     "maze2d-large-dense-v1": (30.569041, 303.4857382709002),
 }
 """The same where each dataset has its own."""
+
+ENVIRONMENTS = {
+    r"(Hopper|HalfCheetah|Walker2d|Ant)-v\d+": "{0}",
+    r"AntMaze_(?:UMaze|Medium|Large)(?:_Diverse_GR?)?-v\d+": "antmaze",
+    r"AdroitHand(Pen|Hammer|Door|Relocate)-v\d+": "{0}",
+    r"FrankaKitchen-v\d+": "kitchen",
+    r"PointMaze_(UMaze|Medium|Large)-v\d+": "maze2d-{0}-v1",
+    r"PointMaze_(UMaze|Medium|Large)Dense-v\d+": "maze2d-{0}-dense-v1",
+}
+"""Gymnasium ids of D4RL's tasks, of any version -> family, or dataset of Maze2d."""
 
 WITHDRAWN = re.compile(r"(halfcheetah|hopper|walker2d|ant)-[a-z-]+-v[01]")
 
@@ -103,6 +113,18 @@ def reference(name: str) -> tuple[float, float] | None:
     if name in installed.get("REF_MIN_SCORE", {}):
         return float(installed["REF_MIN_SCORE"][name]), float(installed["REF_MAX_SCORE"][name])
     return MAZE2D_REFERENCES.get(name) or REFERENCES.get(name.partition("-")[0])
+
+
+def environment_reference(env: str) -> tuple[float, float] | None:
+    """Random and expert return that D4RL's score of a Gymnasium id such as ``Hopper-v4`` is made of, None if it has none.
+
+    They are those of D4RL's own environments, in the unit of their rewards, whatever the version.
+    """
+    for pattern, name in ENVIRONMENTS.items():
+        if match := re.fullmatch(pattern, env.removeprefix("gymnasium_robotics:")):
+            key = name.format(*match.groups()).lower()
+            return MAZE2D_REFERENCES.get(key) or REFERENCES[key]
+    return None
 
 
 @cache

@@ -6,7 +6,9 @@ block, finished episodes included, because the last bits of a matrix product dep
 amplify them. So a return depends on the policy, the environment and the seed alone.
 
 Scores are D4RL's normalised scores (``dynarep.pipeline.scores``). D4RL's recordings and references come from Gym's
-``-v2`` tasks; ``-v4`` defines the same observations and rewards for Hopper, HalfCheetah and Walker2d.
+``-v2`` tasks; ``-v4`` defines the same observations and rewards for Hopper, HalfCheetah and Walker2d. Beside them stand the
+share of episodes that reach their goal, where the environment says what that is, and the distance to a motion, where one is
+named. ``dynarep.pipeline.environments`` makes the environments.
 """
 
 from __future__ import annotations
@@ -14,12 +16,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +28,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynarep.pipeline.environments import (
+    EvaluationError,
+    check_observations,
+    check_recording,
+    d4rl_reference,
+    family,
+    make_environment,
+    simulator_versions,
+    succeeded,
+)
+from dynarep.pipeline.motion import Motion, MotionConfig, load_motion
 from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.scores import (
     bootstrap_interval,
-    d4rl_reference,
     expert_fraction,
     interquartile_mean,
     normalised_score,
@@ -41,10 +51,8 @@ from dynarep.pipeline.scores import (
 BLOCK = 5
 RANDOM = "random"
 BOUNDS_TOLERANCE = 1e-5
-
-
-class EvaluationError(ValueError):
-    """An environment cannot be made, a policy does not fit it, or an input is missing; the message names which."""
+OPTIONAL_SCORES = {"success_rate": "success", "motion_distance": "distance to the motion"}
+"""Scores that all policies of an evaluation have, or none -> their column."""
 
 
 class Architecture(Protocol):
@@ -76,27 +84,56 @@ class EvaluateConfig:
 
     Args:
         env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it.
+        env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
+        observations: entries of dictionary observations, side by side in this order; null: those of
+            ``docs/environments.md``.
         episodes: per replica of a policy.
         seed: episode e starts from environment seed ``seed + e``, for every policy and replica.
         workers: processes to play in; null: one per available core. Results do not depend on it.
         max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
         snapshots: play the snapshots of every policy, too, as ``<policy>@<update>``.
+        motion: measure how far episodes are from a motion, too.
     """
 
     env: str
+    env_options: dict[str, Any] = Field(default_factory=dict)
+    observations: tuple[str, ...] | None = Field(default=None, min_length=1)
     episodes: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
     workers: int | None = Field(default=None, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     snapshots: bool = False
+    motion: MotionConfig | None = None
+
+    def make(self) -> Any:
+        """The environment, as ``make_environment`` makes it."""
+        return make_environment(self.env, self.env_options, self.observations)
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Returns and lengths of a policy's episodes, each (R, E)."""
+    """What is kept of a policy's episodes.
+
+    Args:
+        returns: (R, E).
+        lengths: (R, E).
+        successes: (R, E), 1 where a step of the episode was a success, 0 where none was, NaN where the environment said
+            nothing of it.
+        distances: (R, E) to a motion; NaN without one.
+        states: of each replica's episodes, the states s_0..s_{T-1} (T, obs_dim) in which the policy was asked; none where
+            they are not needed any more.
+    """
 
     returns: NDArray[np.float64]
     lengths: NDArray[np.int64]
+    successes: NDArray[np.float64]
+    distances: NDArray[np.float64]
+    states: list[list[NDArray[np.float32]]] = field(default_factory=list)
+
+    def compared(self, motion: Motion) -> Rollouts:
+        """With the distances of the episodes to a motion, and without their states."""
+        distances = [[motion.distance(states) for states in episodes] for episodes in self.states]
+        return replace(self, distances=np.array(distances), states=[])
 
 
 class RandomPolicy:
@@ -114,29 +151,6 @@ class RandomPolicy:
         return torch.from_numpy(self._generator.uniform(self._space.low, self._space.high, shape))
 
 
-def make_environment(env: str) -> Any:
-    """Make a Gymnasium environment whose observations and actions are vectors, the actions bounded.
-
-    Raises:
-        EvaluationError: if it is unknown, not installed, or has other spaces.
-    """
-    import gymnasium
-    from gymnasium.spaces import Box
-
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r".*out of date.*", DeprecationWarning)
-            environment = gymnasium.make(env, disable_env_checker=True)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise EvaluationError(f"env {env!r} cannot be made: {error}") from None
-    for name, space in (("observations", environment.observation_space), ("actions", environment.action_space)):
-        if not isinstance(space, Box) or len(space.shape) != 1:
-            raise EvaluationError(f"env {env!r}: {name} are {space}, expected a Box with one axis")
-        if name == "actions" and not space.is_bounded():
-            raise EvaluationError(f"env {env!r}: {name} are {space}, expected finite bounds")
-    return environment
-
-
 def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, first: int) -> Rollouts:
     """Play one block: episodes ``first`` to ``first + BLOCK - 1`` (at most ``settings.episodes``) of all replicas.
 
@@ -147,15 +161,13 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
         first: index of the block's first episode.
 
     Returns:
-        Returns and lengths (R, episodes of the block).
+        Those of the block, with the states of the episodes if a motion is to be compared.
 
     Raises:
         EvaluationError: if actions are not finite, out of bounds or of the wrong shape, or a return is not finite.
     """
     replicas, episodes = policy.replicas, min(BLOCK, settings.episodes - first)
-    environments = {
-        (replica, episode): make_environment(settings.env) for replica in range(replicas) for episode in range(episodes)
-    }
+    environments = {(replica, episode): settings.make() for replica in range(replicas) for episode in range(episodes)}
     sample = environments[0, 0]
     low, high = sample.action_space.low - BOUNDS_TOLERANCE, sample.action_space.high + BOUNDS_TOLERANCE
     limit = settings.max_steps or sample.spec.max_episode_steps
@@ -164,6 +176,8 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
     observations = np.zeros((replicas, BLOCK, *sample.observation_space.shape), dtype=np.float32)
     returns = np.zeros((replicas, episodes))
     lengths = np.zeros((replicas, episodes), dtype=np.int64)
+    successes = np.full((replicas, episodes), np.nan)
+    states: dict[tuple[int, int], list[NDArray[np.float32]]] = {where: [] for where in environments}
     for (replica, episode), environment in environments.items():
         observations[replica, episode], _ = environment.reset(seed=settings.seed + first + episode)
     running = list(environments)
@@ -182,8 +196,12 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
                         f"policy {name!r}, {where}: action {action.tolist()} is not within the bounds of "
                         f"{settings.env}, {sample.action_space}"
                     )
-                observations[replica, episode], reward, terminated, truncated, _ = environment.step(action)
+                if settings.motion is not None:
+                    states[replica, episode].append(observations[replica, episode].copy())
+                observations[replica, episode], reward, terminated, truncated, info = environment.step(action)
                 returns[replica, episode] += reward
+                if (success := succeeded(info)) is not None:
+                    successes[replica, episode] = np.fmax(successes[replica, episode], success)
                 lengths[replica, episode] += 1
                 if terminated or truncated or lengths[replica, episode] >= limit:
                     environment.close()
@@ -195,7 +213,12 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
         raise EvaluationError(
             f"policy {name!r}, replica {replica}, episode {first + episode}: the return is not finite"
         )
-    return Rollouts(returns, lengths)
+    if family(settings.env).sparse:
+        successes = np.fmax(successes, returns > 0)
+    visited = []
+    if settings.motion is not None:
+        visited = [[np.stack(states[replica, e]) for e in range(episodes)] for replica in range(replicas)]
+    return Rollouts(returns, lengths, successes, np.full_like(returns, np.nan), visited)
 
 
 @dataclass(frozen=True)
@@ -221,7 +244,7 @@ def _play(job: _Job) -> Rollouts:
     with _one_thread():
         policy: Policy | RandomPolicy
         if job.folder is None:
-            policy = RandomPolicy(make_environment(job.settings.env).action_space, (job.settings.seed, job.first))
+            policy = RandomPolicy(job.settings.make().action_space, (job.settings.seed, job.first))
         else:
             policy = job.load(job.folder)
         return rollout(policy, job.name, job.settings, job.first)
@@ -235,16 +258,19 @@ def _play_all(jobs: list[_Job], workers: int) -> Iterator[Rollouts]:
             yield from pool.map(_play, jobs)
 
 
-def play(folders: Mapping[str, Path | None], settings: EvaluateConfig, load: Load) -> dict[str, Rollouts]:
+def play(
+    folders: Mapping[str, Path | None], settings: EvaluateConfig, load: Load, motion: Motion | None = None
+) -> dict[str, Rollouts]:
     """Play all episodes of some policies, in worker processes.
 
     Args:
         folders: of the policies by name; None stands for uniform random actions.
         settings: of the evaluation.
         load: reads a policy from its folder; worker processes import it by name.
+        motion: that of ``settings.motion``, if it names one.
 
     Returns:
-        Rollouts by name, all episodes of each.
+        Rollouts by name, all episodes of each, without states.
     """
     from rich.console import Console
     from rich.progress import track
@@ -258,11 +284,13 @@ def play(folders: Mapping[str, Path | None], settings: EvaluateConfig, load: Loa
     blocks: dict[str, list[Rollouts]] = {name: [] for name in folders}
     played = track(_play_all(jobs, workers), "evaluate", total=len(jobs), console=Console(stderr=True), transient=True)
     for job, block in zip(jobs, played, strict=True):
-        blocks[job.name].append(block)
+        blocks[job.name].append(block if motion is None else block.compared(motion))
     return {
         name: Rollouts(
             np.concatenate([part.returns for part in parts], axis=1),
             np.concatenate([part.lengths for part in parts], axis=1),
+            np.concatenate([part.successes for part in parts], axis=1),
+            np.concatenate([part.distances for part in parts], axis=1),
         )
         for name, parts in blocks.items()
     }
@@ -312,6 +340,15 @@ def expert_returns(policies: Mapping[str, Path], artifacts: Path) -> dict[str, f
     return {name: named.get(name, fallback) for name in policies} | {RANDOM: fallback}
 
 
+def cards_behind(folder: Path, artifacts: Path) -> list[dict[str, Any]]:
+    """Cards of the prepared datasets that a policy's metadata names, and of those they are made of."""
+    metadata = folder / "metadata.json"
+    named = _read_json(metadata).get("datasets", {}) if metadata.is_file() else {}
+    indices = [artifacts / "shards" / name / "index.json" for name in named]
+    provenances = [_read_json(index).get("provenance", {}) for index in indices if index.is_file()]
+    return [card for provenance in provenances for card in provenance.get("cards", {}).values()]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
@@ -325,7 +362,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def summarise(
-    env: str, rollouts: Mapping[str, Rollouts], expert: Mapping[str, float | None]
+    env: str,
+    rollouts: Mapping[str, Rollouts],
+    expert: Mapping[str, float | None],
+    reference: tuple[float, float] | None,
 ) -> dict[str, dict[str, Any]]:
     """Scores of each policy.
 
@@ -333,14 +373,17 @@ def summarise(
         env: Gymnasium id.
         rollouts: of each policy, with ``random`` among them.
         expert: mean return of each policy's demonstrations, None where unknown.
+        reference: random and expert return of D4RL's score, None if there is none.
 
     Returns:
         For each policy: env, episodes, replicas, return_mean, length_mean, normalised_iqm with normalised_low and
-        normalised_high (95 % interval; all None without a D4RL reference), and expert_fraction, from D4RL's random
-        return if there is one, else from the measured one (None without demonstrations' returns).
+        normalised_high (95 % interval; all None without a D4RL reference), expert_fraction, from D4RL's random
+        return if there is one, else from the measured one (None without demonstrations' returns), success_rate, the share
+        of episodes in which the environment reported success (None if it never says), and motion_distance, the mean over
+        episodes (None without a motion).
     """
-    reference = d4rl_reference(env)
     random_mean = reference[0] if reference else float(rollouts[RANDOM].returns.mean())
+    tells = any(np.isfinite(played.successes).any() for played in rollouts.values())
     scores: dict[str, dict[str, Any]] = {}
     for name, played in rollouts.items():
         replicas, episodes = played.returns.shape
@@ -350,6 +393,7 @@ def summarise(
             normalised = normalised_score(played.returns, reference)
             iqm, (low, high) = interquartile_mean(normalised), bootstrap_interval(normalised)
         expert_mean = expert[name]
+        distance = float(played.distances.mean())
         scores[name] = {
             "env": env,
             "episodes": episodes,
@@ -360,6 +404,8 @@ def summarise(
             "normalised_low": low,
             "normalised_high": high,
             "expert_fraction": None if expert_mean is None else expert_fraction(return_mean, random_mean, expert_mean),
+            "success_rate": float(np.nan_to_num(played.successes).mean()) if tells else None,
+            "motion_distance": distance if np.isfinite(distance) else None,
         }
     return scores
 
@@ -376,38 +422,48 @@ def evaluate(
             import it by name.
 
     Returns:
-        What ``metrics.json`` holds (see ``summarise``), and what ``returns.json`` holds: env, seed, versions of the
-        simulator, and under ``policies`` the returns and lengths of each, as lists of replicas of lists of episodes.
+        What ``metrics.json`` holds (see ``summarise``), and what ``returns.json`` holds: env and its options, seed, D4RL's
+        reference returns or None, versions of the simulator, and under ``policies`` the returns and lengths of each, where
+        there are some also successes and distances, as lists of replicas of lists of episodes.
 
     Raises:
-        EvaluationError: if the environment cannot be made, a policy does not fit it, or an input is missing.
+        ValueError: if the environment cannot be made, a policy or the motion does not fit it, or an input is missing.
     """
     if load is None:
         from dynarep.pipeline.artifacts import load_policy
 
         load = load_policy
-    environment = make_environment(settings.env)
+    environment = settings.make()
     policies = find_policies(artifacts, snapshots=settings.snapshots)
     expert = expert_returns(policies, artifacts)
     observation_dim = environment.observation_space.shape[0]
     for folder in policies.values():
-        found = load(folder).architecture.observation_dim
-        if found != observation_dim:
-            raise EvaluationError(
-                f"{folder}: the policy reads observations of {found} numbers, {settings.env} gives {observation_dim}"
-            )
-    rollouts = play({**policies, RANDOM: None}, settings, load)
+        check_observations(f"{folder}", settings.env, load(folder).architecture.observation_dim, observation_dim)
+        for card in cards_behind(folder, artifacts):
+            check_recording(f"{folder}", settings.env, card)
+    motion = None if settings.motion is None else load_motion(settings.motion, artifacts, observation_dim)
+    rollouts = play({**policies, RANDOM: None}, settings, load, motion)
+    reference = d4rl_reference(settings.env, settings.env_options)
     raw = {
         "env": settings.env,
+        "env_options": {**family(settings.env).options, **settings.env_options},
         "seed": settings.seed,
         "max_steps": settings.max_steps,
-        "versions": {package: version(package) for package in ("gymnasium", "mujoco", "torch")},
-        "policies": {
-            name: {"returns": played.returns.tolist(), "lengths": played.lengths.tolist()}
-            for name, played in rollouts.items()
-        },
+        "reference": reference,
+        "versions": simulator_versions(settings.env),
+        "policies": {name: _raw(played) for name, played in rollouts.items()},
     }
-    return summarise(settings.env, rollouts, expert), raw
+    return summarise(settings.env, rollouts, expert, reference), raw
+
+
+def _raw(played: Rollouts) -> dict[str, list[list[float | None]]]:
+    """Lists of what is known of the episodes, JSON has no NaN."""
+    values = {key: getattr(played, key) for key in ("returns", "lengths", "successes", "distances")}
+    return {
+        key: [[None if np.isnan(value) else value.item() for value in row] for row in table]
+        for key, table in values.items()
+        if np.isfinite(table).any()
+    }
 
 
 def _available_cores() -> int:
@@ -422,7 +478,14 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]]) -> None:
     first = next(iter(metrics.values()))
     table = Table(title=f"{first['env']}, episodes per replica: {first['episodes']}")
     table.add_column("policy")
-    for column in ("return", "normalised IQM", "95 % interval", "expert fraction"):
+    optional = [key for key in OPTIONAL_SCORES if first[key] is not None]
+    for column in (
+        "return",
+        "normalised IQM",
+        "95 % interval",
+        "expert fraction",
+        *(OPTIONAL_SCORES[key] for key in optional),
+    ):
         table.add_column(column, justify="right")
     for name in ranking(metrics):
         score = metrics[name]
@@ -433,5 +496,6 @@ def print_scores(metrics: Mapping[str, Mapping[str, Any]]) -> None:
             "-" if iqm is None else f"{iqm:.1f}",
             "-" if iqm is None else f"[{score['normalised_low']:.1f}, {score['normalised_high']:.1f}]",
             "-" if fraction is None else f"{fraction:.2f}",
+            *(f"{score[key]:.2f}" for key in optional),
         )
     Console().print(table)

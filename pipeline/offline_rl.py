@@ -30,6 +30,10 @@ class OfflinePolicyConfig:
     """A method of the relabel stage, or ``true`` for the dataset's own reward."""
     learner: Literal["iql", "td3_bc", "top_bc"] = "iql"
     """``top_bc`` clones the episodes of highest return under these rewards."""
+    reward_scale: Literal["return_range", "none"] | None = None
+    """null: the section's."""
+    reward_bias: float | None = None
+    """null: the section's."""
 
 
 @config
@@ -47,16 +51,23 @@ class OfflineRLConfig:
 
     policies: dict[str, OfflinePolicyConfig]
     reward_scale: Literal["return_range", "none"] = "return_range"
-    """``return_range`` multiplies rewards by 1000 / (largest - smallest episode return), as OTR does."""
+    """``return_range`` multiplies rewards by 1000 / (largest - smallest episode return), as OTR does. A policy can set its
+    own: sparse rewards of AntMaze are published unscaled, relabelled ones scaled."""
     reward_bias: float = 0.0
-    """Added after scaling; OTR uses -2 for AntMaze."""
+    """Added after scaling; AntMaze is published with -2 for OTR's rewards and -1 for its own. A policy can set its own."""
     iql: IQLConfig = IQLConfig()
     td3_bc: TD3BCConfig = TD3BCConfig()
     top_bc: TopBCConfig = TopBCConfig()
     training: TrainingConfig
 
 
-def scaled_rewards(dataset: Dataset, rewards: dict[str, Tensor] | None, replicas: int, c: OfflineRLConfig) -> Tensor:
+def scaled_rewards(
+    dataset: Dataset,
+    rewards: dict[str, Tensor] | None,
+    replicas: int,
+    c: OfflineRLConfig,
+    policy: OfflinePolicyConfig | None = None,
+) -> Tensor:
     """Rewards of all transitions in the dataset's order, one row per replica, scaled: (R, N).
 
     Args:
@@ -64,6 +75,7 @@ def scaled_rewards(dataset: Dataset, rewards: dict[str, Tensor] | None, replicas
         rewards: per episode id, (R or 1, T).
         replicas: R.
         c: scaling and bias.
+        policy: its own scaling and bias count, where it sets them.
 
     Raises:
         ValueError: if the dataset has no reward of its own but it is asked for, if the number of relabelled replicas
@@ -78,9 +90,13 @@ def scaled_rewards(dataset: Dataset, rewards: dict[str, Tensor] | None, replicas
         raise ValueError(f"offline_rl: rewards hold {found} replicas, this run has {replicas}")
     parts = [rewards[e.id].float() for e in dataset.episodes]
     flat = torch.cat(parts, -1)
-    if c.reward_scale == "return_range":
+    scale, bias = c.reward_scale, c.reward_bias
+    if policy is not None:
+        scale = policy.reward_scale or scale
+        bias = bias if policy.reward_bias is None else policy.reward_bias
+    if scale == "return_range":
         flat = flat * return_range_scale(parts).unsqueeze(-1)
-    return (flat + c.reward_bias).expand(replicas, -1).contiguous()
+    return (flat + bias).expand(replicas, -1).contiguous()
 
 
 def next_actions(dataset: Dataset, table: TransitionTable) -> Tensor:

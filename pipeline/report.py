@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from dynarep.pipeline.params import config
 from dynarep.pipeline.scores import (
     bootstrap_interval,
-    d4rl_reference,
     interquartile_mean,
     normalised_score,
     ranking,
@@ -75,6 +74,7 @@ PLOT_STYLE: dict[str, Any] = {
 SCORE_FIELDS = (
     *("env", "episodes", "replicas", "return_mean", "length_mean"),
     *("normalised_iqm", "normalised_low", "normalised_high", "expert_fraction"),
+    *("success_rate", "motion_distance"),
 )
 COUPLING_PIXELS = 300
 CURVE_POINTS = 250
@@ -201,7 +201,7 @@ def _read_scores(artifacts: Path) -> dict[str, dict[str, Any]]:
 def _read_returns(artifacts: Path) -> dict[str, Any]:
     path = artifacts / "evaluate" / "returns.json"
     raw = _read_json(path)
-    for field in ("env", "seed", "versions", "policies"):
+    for field in ("env", "seed", "reference", "versions", "policies"):
         if field not in raw:
             raise ReportError(f"{path}: no {field!r}")
     return raw
@@ -384,11 +384,17 @@ def _scores_section(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
     names = ranking(scores)
     saw = {name: _saw(artifacts, name) for name in names}
     kinds = list(dict.fromkeys(kind for texts in saw.values() for kind in texts))
+    optional = {
+        key: title
+        for key, title in (("success_rate", "success rate"), ("motion_distance", "distance to the motion"))
+        if any(score[key] is not None for score in scores.values())
+    }
     header = [
         ("policy", "name"),
         ("return", "number"),
         ("normalised IQM", "number"),
         ("expert fraction", "number"),
+        *((title, "number") for title in optional.values()),
         ("length", "number"),
         *((f"saw: {kind}", "text") for kind in kinds),
     ]
@@ -398,6 +404,7 @@ def _scores_section(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
             f"{scores[name]['return_mean']:,.1f}",
             _score_text(scores[name]),
             "–" if scores[name]["expert_fraction"] is None else f"{scores[name]['expert_fraction']:.2f}",
+            *("–" if scores[name][key] is None else f"{scores[name][key]:.2f}" for key in optional),
             f"{scores[name]['length_mean']:,.0f}",
             *(saw[name].get(kind, "–") for kind in kinds),
         ]
@@ -408,14 +415,22 @@ def _scores_section(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
         '<p class="note">Normalised IQM: interquartile mean of D4RL\'s normalised score over all replicas and '
         "episodes, with a 95\u00a0% bootstrap interval that resamples replicas and then episodes within each. Expert "
         "fraction: mean return, from a random policy (0) to the "
-        "demonstrations (1).</p>\n"
+        "demonstrations (1)."
+        + (" Success rate: share of episodes that reach their goal." if "success_rate" in optional else "")
+        + (
+            " Distance to the motion: root of the transport cost between the states of an episode and the motion's, mean "
+            "over episodes."
+            if "motion_distance" in optional
+            else ""
+        )
+        + "</p>\n"
     )
     return table + note + _or_missing(_scores_figure, artifacts, names)
 
 
 def _scores_figure(artifacts: Path, names: Sequence[str]) -> str:
     raw = _read_returns(artifacts)
-    reference = d4rl_reference(raw["env"])
+    reference = raw["reference"]
     figure = _canvas(5.2, 0.75 + 0.36 * len(names))
     axes = figure.subplots()
     jitter = np.random.default_rng(0)

@@ -1,33 +1,19 @@
 """Scores of policies: normalised score, interquartile mean and its bootstrap interval.
 
-Normalised score: Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning, section 5. Interquartile
+Normalised score: Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning, section 5, with the reference
+returns of ``dynarep.data.d4rl``. Interquartile
 mean and stratified bootstrap: Agarwal et al. 2021, Deep Reinforcement Learning at the Edge of the Statistical
 Precipice.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import trim_mean
-
-#: Mean returns (uniform random policy, soft actor-critic) that D4RL normalises with, by family of environments.
-D4RL_REFERENCES: dict[str, tuple[float, float]] = {
-    "Hopper": (-20.272305, 3234.3),
-    "HalfCheetah": (-280.178953, 12135.0),
-    "Walker2d": (1.629008, 4592.3),
-    "Ant": (-325.6, 3879.7),
-}
-
-
-def d4rl_reference(env: str) -> tuple[float, float] | None:
-    """Random and expert return of a Gymnasium id's family at any version (``Hopper-v4``), None where D4RL has none."""
-    match = re.fullmatch(r"(\w+)-v\d+", env)
-    return D4RL_REFERENCES.get(match[1]) if match else None
 
 
 def normalised_score(returns: ArrayLike, reference: tuple[float, float]) -> NDArray[np.float64]:
@@ -95,10 +81,16 @@ def stratified_interval(
 
 
 def ranking(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Policies of an evaluation's ``metrics.json``, best first: by normalised score if there is one, else by return."""
+    """Policies of an evaluation's ``metrics.json``, best first.
+
+    By the distance to a motion if one was asked for, else by normalised score, success rate or return, the first there is.
+    """
 
     def score(name: str) -> float:
-        iqm = metrics[name]["normalised_iqm"]
-        return float(metrics[name]["return_mean"] if iqm is None else iqm)
+        found = metrics[name]
+        if found["motion_distance"] is not None:
+            return -float(found["motion_distance"])
+        keys = ("normalised_iqm", "success_rate", "return_mean")
+        return float(next(found[key] for key in keys if found[key] is not None))
 
     return sorted(metrics, key=score, reverse=True)

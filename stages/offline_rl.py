@@ -35,7 +35,8 @@ def main(stage: Stage) -> None:
                 stored = {episode: torch.from_numpy(values) for episode, values in rewards.items()}
                 saw = {"expert": describe(demonstrations), "other": f"{transitions} without rewards"}
             within = run.within(name)
-            model = offline_rl(c, policy, dataset, scaled_rewards(dataset, stored, run.replicas, c), within)
+            scaled = scaled_rewards(dataset, stored, run.replicas, c, policy)
+            model = offline_rl(c, policy, dataset, scaled, within)
             metadata = {**stage.provenance(dataset, model=name), "demonstrations": demonstrations.name, "saw": saw}
             save_artifact(within.output, model, {**metadata, "rewards": policy.rewards, "learner": policy.learner})
             budget = {"updates": c.training.updates, "batch_size": c.training.batch_size}

@@ -23,7 +23,6 @@ from dynarep.data.prepare import prepare
 from dynarep.data.readers import locate
 from dynarep.data.schema import DataError
 from dynarep.data.shards import load_dataset
-from dynarep.pipeline.scores import D4RL_REFERENCES
 
 NAME = "hopper-medium-v2"
 FILE = "gym_mujoco_v2/hopper_medium-v2.hdf5"
@@ -304,9 +303,9 @@ def test_our_table_agrees_with_that_of_the_package() -> None:
         assert (d4rl.MAZE2D_REFERENCES.get(name) or d4rl.REFERENCES[name.partition("-")[0]]) == expected
 
 
-def test_references_agree_with_those_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_of_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(d4rl, "_installed", dict)
-    assert {name: d4rl.reference(f"{name.lower()}-medium-v2") for name in D4RL_REFERENCES} == D4RL_REFERENCES
+    assert d4rl.reference("hopper-medium-v2") == (-20.272305, 3234.3)
     assert d4rl.reference("maze2d-umaze-v1") == (23.85, 161.86)
     assert d4rl.reference("flow-ring-random-v0") is None
 

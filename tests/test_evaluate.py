@@ -13,16 +13,16 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from dynarep.pipeline import artifacts
+from dynarep.pipeline.environments import EvaluationError, check_recording, d4rl_reference, make_environment
 from dynarep.pipeline.evaluate import (
     BLOCK,
     EvaluateConfig,
-    EvaluationError,
     RandomPolicy,
     Rollouts,
+    cards_behind,
     evaluate,
     expert_returns,
     find_policies,
-    make_environment,
     print_scores,
     rollout,
     summarise,
@@ -106,6 +106,11 @@ def load_constant(folder: Path) -> Constant:
 
 def load_network(folder: Path) -> Network:
     return Network(len(folder.name))
+
+
+def rollouts(returns: Any, lengths: Any, **values: Any) -> Rollouts:
+    unknown = np.full(np.shape(returns), np.nan)
+    return Rollouts(np.array(returns), np.array(lengths), **{"successes": unknown, "distances": unknown, **values})
 
 
 def add_policy(
@@ -274,6 +279,22 @@ def test_the_name_random_is_taken(tmp_path: Path) -> None:
         find_policies(tmp_path)
 
 
+def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
+    folder = add_policy(tmp_path, "offline_rl", "iql")
+    assert cards_behind(folder, tmp_path) == []
+    (folder / "metadata.json").write_text(json.dumps({"datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
+    cards = {"mix": {"mix": ["maze"]}, "maze": {"dataset": "antmaze-umaze-v2", "format": "d4rl"}}
+    (tmp_path / "shards" / "mix").mkdir(parents=True)
+    (tmp_path / "shards" / "mix" / "index.json").write_text(json.dumps({"provenance": {"cards": cards}}))
+    found = cards_behind(folder, tmp_path)
+    assert found == list(cards.values())
+    for card in found:
+        check_recording("iql", "Hopper-v4", card)
+    with pytest.raises(EvaluationError, match=r"iql: learned from D4RL's antmaze-umaze-v2, .* than AntMaze_UMaze-v5"):
+        check_recording("iql", "AntMaze_UMaze-v5", cards["maze"])
+    check_recording("iql", "AntMaze_UMaze-v5", {"dataset": "D4RL/antmaze/umaze-v1", "format": "minari"})
+
+
 def test_expert_returns(tmp_path: Path) -> None:
     policies = {
         "a": add_policy(tmp_path, "imitate", "a", None),
@@ -293,11 +314,11 @@ def test_expert_returns(tmp_path: Path) -> None:
 
 def test_summary_uses_the_reference_where_there_is_one() -> None:
     played = {
-        "p": Rollouts(np.array([[3234.3, 3234.3], [3234.3, 3234.3]]), np.array([[10, 20], [30, 40]])),
-        "random": Rollouts(np.array([[5.0]]), np.array([[9]])),
+        "p": rollouts([[3234.3, 3234.3], [3234.3, 3234.3]], [[10, 20], [30, 40]]),
+        "random": rollouts([[5.0]], [[9]]),
     }
     expert: dict[str, float | None] = {"p": 2 * 3234.3 + 20.272305, "random": None}
-    scores = summarise("Hopper-v4", played, expert)
+    scores = summarise("Hopper-v4", played, expert, d4rl_reference("Hopper-v4"))
     assert scores["p"] == {
         "env": "Hopper-v4",
         "episodes": 2,
@@ -308,9 +329,11 @@ def test_summary_uses_the_reference_where_there_is_one() -> None:
         "normalised_low": pytest.approx(100.0),
         "normalised_high": pytest.approx(100.0),
         "expert_fraction": pytest.approx(0.5),  # random is D4RL's -20.3, not the measured 5
+        "success_rate": None,
+        "motion_distance": None,
     }
     assert scores["random"]["expert_fraction"] is None
-    other = summarise("Humanoid-v5", played, {"p": 6463.6, "random": 6463.6})
+    other = summarise("Humanoid-v5", played, {"p": 6463.6, "random": 6463.6}, d4rl_reference("Humanoid-v5"))
     assert other["p"]["normalised_iqm"] is other["p"]["normalised_low"] is other["p"]["normalised_high"] is None
     assert other["p"]["expert_fraction"] == pytest.approx((3234.3 - 5.0) / (6463.6 - 5.0))
     assert other["random"]["expert_fraction"] == 0.0
@@ -330,10 +353,12 @@ def test_config_is_strict() -> None:
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     played = {
-        name: Rollouts(np.full((1, 2), value), np.ones((1, 2), int)) for name, value in (("a", 1.0), ("random", 9.0))
+        name: rollouts(np.full((1, 2), value), np.ones((1, 2), int)) for name, value in (("a", 1.0), ("random", 9.0))
     }
-    print_scores(summarise("Hopper-v4", played, {"a": None, "random": 100.0}))
+    print_scores(summarise("Hopper-v4", played, {"a": None, "random": 100.0}, (0.0, 1000.0)))
     printed = capsys.readouterr().out
+    assert "success" not in printed
+    assert "motion" not in printed
     assert "Hopper-v4" in printed
     assert printed.index("random") < printed.index("│ a")
     assert "[0.9, 0.9]" in printed

@@ -13,8 +13,10 @@ HEAVY = ("torch", "lightning", "webdataset", "gymnasium", "mujoco", "h5py", "sci
 OWNERS = {
     "lightning": ["pipeline/engine.py"],
     "webdataset": ["data/shards.py"],
-    "gymnasium": ["pipeline/evaluate.py", "data/embedded/record.py"],
-    "mujoco": ["pipeline/evaluate.py", "data/embedded/record.py"],
+    "gymnasium": ["pipeline/environments.py", "data/embedded/record.py"],
+    "gymnasium_robotics": ["pipeline/environments.py"],
+    "shimmy": ["pipeline/environments.py"],
+    "mujoco": ["data/embedded/record.py"],
     "h5py": [f"data/readers/{name}.py" for name in ("hdf5", "robomimic", "minari")] + ["data/embedded/record.py"],
     "minari": ["data/readers/minari.py"],
     "pyarrow": ["data/readers/parquet.py"],

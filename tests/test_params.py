@@ -3,6 +3,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from dynarep.pipeline.environments import d4rl_reference
 from dynarep.pipeline.evaluate import EvaluateConfig
 from dynarep.pipeline.imitate import ImitateConfig
 from dynarep.pipeline.offline_rl import OfflineRLConfig
@@ -174,3 +175,24 @@ def test_values_out_of_range_are_refused(section: str, key: str, value: Any, tmp
     values = read_yaml(ROOT / "params.yaml")[section] | {key: value}
     with pytest.raises(ParamsError, match=rf"params: {section}.*found"):
         validate(SECTIONS[section], values, f"params: {section}")
+
+
+@pytest.mark.parametrize(
+    ("preset", "expectile", "temperature", "dropout", "bias"),
+    [
+        ("antmaze", 0.9, 10, 0, -2),
+        ("adroit", 0.7, 0.5, 0.1, 0),
+        ("kitchen", 0.7, 0.5, 0.1, 0),
+        ("published", 0.7, 3, 0, 0),
+    ],
+)
+def test_presets_have_the_published_settings(
+    preset: str, expectile: float, temperature: float, dropout: float, bias: float
+) -> None:
+    path = ROOT / "configs" / "presets" / f"{preset}.yaml"
+    c = read_section(path, "offline_rl", OfflineRLConfig)
+    assert (c.iql.expectile, c.iql.temperature, c.iql.dropout) == (expectile, temperature, dropout)
+    assert (c.reward_scale, c.reward_bias) == ("return_range", bias)
+    assert set(read_yaml(path)) == {"seed", "replicas", *SECTIONS}
+    env = read_section(path, "evaluate", EvaluateConfig)
+    assert d4rl_reference(env.env, env.env_options) is not None

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from dynarep.data.d4rl import environment_reference
 from dynarep.pipeline.report import ReportConfig, ReportError, _pool, _thin, build_report
 from dynarep.pipeline.run import Stage
 from dynarep.stages import report as stage
@@ -31,6 +32,8 @@ def score(return_mean: float, iqm: float | None, **values: Any) -> dict[str, Any
         "normalised_low": None if iqm is None else iqm - 5,
         "normalised_high": None if iqm is None else iqm + 5,
         "expert_fraction": return_mean / 4000,
+        "success_rate": None,
+        "motion_distance": None,
         **values,
     }
 
@@ -45,7 +48,8 @@ def write_scores(root: Path, scores: dict[str, dict[str, Any]]) -> None:
         for name, values in scores.items()
     }
     versions = {"gymnasium": "1.4.0", "mujoco": "4.0.0"}
-    raw = {"env": env, "seed": 7, "max_steps": None, "versions": versions, "policies": played}
+    reference = environment_reference(env)
+    raw = {"env": env, "seed": 7, "max_steps": None, "reference": reference, "versions": versions, "policies": played}
     write(root / "evaluate" / "metrics.json", json.dumps(scores))
     write(root / "evaluate" / "returns.json", json.dumps(raw))
 
@@ -316,7 +320,11 @@ def test_no_scores_is_an_error(artifacts: Path) -> None:
         ("evaluate/metrics.json", '{"bc": {"env": "Hopper-v4"}}', "bc has no 'episodes'"),
         ("evaluate/returns.json", "{", "not valid JSON"),
         ("evaluate/returns.json", '{"env": "Hopper-v4"}', "no 'seed'"),
-        ("evaluate/returns.json", '{"env": "H", "seed": 0, "versions": {}, "policies": {}}', "does not have it"),
+        (
+            "evaluate/returns.json",
+            '{"env": "H", "seed": 0, "reference": null, "versions": {}, "policies": {}}',
+            "does not have it",
+        ),
         ("imitate/bc/metadata.json", "[]", "expected a JSON object, found list"),
         ("imitate/bc/curves.tsv", "step\tloss\n1\t2\n", "no column 'update'; found step, loss"),
         ("imitate/bc/curves.tsv", "update\tloss\n1\t2\n3\n", "line 3: 1 fields, expected 2"),

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from dynarep.data.d4rl import environment_reference, reference
 from dynarep.pipeline.scores import (
     bootstrap_interval,
-    d4rl_reference,
     expert_fraction,
     interquartile_mean,
     normalised_score,
@@ -15,9 +15,9 @@ from dynarep.pipeline.scores import (
 
 
 def test_normalised_score_is_d4rls() -> None:
-    reference = d4rl_reference("Hopper-v4")
-    assert reference == (-20.272305, 3234.3)
-    scores = normalised_score([-20.272305, 3234.3, 1000.0, 3683.0], reference)
+    hopper = environment_reference("Hopper-v4")
+    assert hopper == (-20.272305, 3234.3)
+    scores = normalised_score([-20.272305, 3234.3, 1000.0, 3683.0], hopper)
     np.testing.assert_allclose(scores, [0.0, 100.0, 31.348890, 113.786758], atol=1e-5)
 
 
@@ -26,12 +26,47 @@ def test_normalised_score_is_d4rls() -> None:
     [("HalfCheetah-v5", -280.178953, 12135.0), ("Walker2d-v2", 1.629008, 4592.3), ("Ant-v4", -325.6, 3879.7)],
 )
 def test_references_hold_for_any_version(env: str, random: float, expert: float) -> None:
-    assert d4rl_reference(env) == (random, expert)
+    assert environment_reference(env) == (random, expert)
 
 
-@pytest.mark.parametrize("env", ["Humanoid-v5", "Hopper", "dm_control/Hopper-v0", "HopperHard-v1", "hopper-medium-v2"])
+@pytest.mark.parametrize(
+    ("env", "dataset"),
+    [
+        *((f"Ant-v{version}", "ant-medium-v2") for version in (2, 3, 4, 5)),
+        *((f"Hopper-v{version}", "hopper-medium-v2") for version in (2, 3, 4, 5)),
+        ("AntMaze_UMaze-v5", "antmaze-umaze-v2"),
+        ("AntMaze_Large_Diverse_GR-v4", "antmaze-large-diverse-v2"),
+        ("gymnasium_robotics:AntMaze_Medium-v5", "antmaze-medium-play-v2"),
+        ("AdroitHandPen-v1", "pen-human-v1"),
+        ("AdroitHandHammer-v1", "hammer-cloned-v1"),
+        ("AdroitHandDoor-v1", "door-expert-v1"),
+        ("AdroitHandRelocate-v1", "relocate-human-v0"),
+        ("FrankaKitchen-v1", "kitchen-mixed-v0"),
+        ("PointMaze_UMaze-v3", "maze2d-umaze-v1"),
+        ("PointMaze_LargeDense-v3", "maze2d-large-dense-v1"),
+    ],
+)
+def test_an_environment_and_its_datasets_have_one_reference(env: str, dataset: str) -> None:
+    assert environment_reference(env) == reference(dataset)
+    assert reference(dataset) is not None
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        *(
+            "Humanoid-v5",
+            "Hopper",
+            "dm_control/hopper-hop-v0",
+            "dm_control/Hopper-v0",
+            "HopperHard-v1",
+            "hopper-medium-v2",
+        ),
+        *("AntMaze_UMazeDense-v5", "AntMaze_Open-v5", "PointMaze_Open-v3", "AdroitHandPenSparse-v1", "my:Hopper-v4"),
+    ],
+)
 def test_no_reference_for_other_environments(env: str) -> None:
-    assert d4rl_reference(env) is None
+    assert environment_reference(env) is None
 
 
 def test_expert_fraction() -> None:
@@ -92,7 +127,14 @@ def test_interval_lies_within_the_values(values: np.ndarray) -> None:
 
 
 def test_ranking() -> None:
-    scores = {"a": (1.0, 20.0), "b": (3.0, 10.0), "c": (2.0, 30.0)}
-    normalised = {name: {"return_mean": mean, "normalised_iqm": iqm} for name, (mean, iqm) in scores.items()}
-    assert ranking(normalised) == ["c", "a", "b"]
-    assert ranking({name: {**score, "normalised_iqm": None} for name, score in normalised.items()}) == ["b", "c", "a"]
+    scores = {"a": (1.0, 20.0, 0.1, 7.0), "b": (3.0, 10.0, 0.2, 8.0), "c": (2.0, 30.0, 0.3, 9.0)}
+    keys = ("return_mean", "normalised_iqm", "success_rate", "motion_distance")
+    full: dict[str, dict[str, float | None]] = {n: dict(zip(keys, v, strict=True)) for n, v in scores.items()}
+
+    def without(*missing: str) -> dict[str, dict[str, float | None]]:
+        return {name: score | dict.fromkeys(missing) for name, score in full.items()}
+
+    assert ranking(full) == ["a", "b", "c"]  # a small distance is good
+    assert ranking(without("motion_distance")) == ["c", "a", "b"]
+    assert ranking(without("motion_distance", "normalised_iqm")) == ["c", "b", "a"]
+    assert ranking(without("motion_distance", "normalised_iqm", "success_rate")) == ["b", "c", "a"]

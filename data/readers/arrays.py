@@ -1,7 +1,8 @@
 """Your own arrays: D4RL's flat arrays as ``.npz`` archive, folder of ``.npy`` files or parquet table.
 
 ``observations``, ``terminals`` and ``timeouts`` or ``next_observations`` are needed; ``actions`` and ``rewards`` can.
-See ``docs/data-format.md``.
+A motion, one episode of states alone, needs ``observations`` only: an array without any marks under a card with
+``observations_only``, also as a single ``.npy`` file. See ``docs/data-format.md``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import COLUMNS, Part, cut, read_columns
+from dynarep.data.readers.flat import COLUMNS, Part, cut, read_array, read_columns
 from dynarep.data.schema import DataError, Episode
 
 
@@ -35,9 +36,19 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
 
         table = read_table(path, COLUMNS)
         columns = read_columns(path, table, table.__getitem__)
+    elif path.suffix == ".npy" and card.observations_only:
+        columns = {"observations": read_array(path, "observations", lambda: np.load(path, allow_pickle=False))}
     else:
         columns = read_archive(path)
+    if card.observations_only and list(columns) == ["observations"]:
+        columns |= _one_episode(columns["observations"])
     return [Part(str(path), columns)]
+
+
+def _one_episode(observations: np.ndarray) -> dict[str, np.ndarray]:
+    """Marks of an episode that stops after its last row."""
+    rows = len(observations) if observations.ndim else 0
+    return {"terminals": np.zeros(rows, bool), "timeouts": np.arange(rows) == rows - 1}
 
 
 def files(path: Path) -> list[Path]:
@@ -57,8 +68,8 @@ def read_archive(path: Path, names: Sequence[str] = COLUMNS) -> dict[str, np.nda
         raise DataError(f"{path}: not a readable .npz archive: {error}") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(
-            f"{path}: found a single array, expected an .npz archive of named arrays, or a folder with "
-            "observations.npy, terminals.npy, ..."
+            f"{path}: found a single array, expected an .npz archive of named arrays, a folder with observations.npy, "
+            "terminals.npy, ..., or for a motion observations_only: true in the card and a file named .npy"
         )
     with archive:
         return read_columns(path, archive.files, archive.__getitem__, names)

@@ -29,7 +29,7 @@ def guess(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: no such file")
     if path.is_dir():
         return _folder(path)
-    kinds = {".npz": _archive, ".parquet": _table, ".hdf5": _hdf5, ".h5": _hdf5}
+    kinds = {".npz": _archive, ".parquet": _table, ".hdf5": _hdf5, ".h5": _hdf5, ".npy": _motion}
     if path.suffix not in kinds:
         raise DataError(f"{path}: found a file {path.suffix or 'without suffix'}, expected one of {', '.join(kinds)}")
     return kinds[path.suffix](path)
@@ -68,8 +68,14 @@ def _archive(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a readable .npz archive: {error}") from error
     if "observations" not in names:
         raise DataError(f"{path}: observations: missing; found {', '.join(sorted(names)) or 'nothing'}")
+    if not {*COLUMNS[1:]} & names:
+        return {"format": "arrays", "observations_only": True}
     only_terminals = not {"timeouts", "next_observations"} & names
     return {"format": "ogbench" if "valids" in names or (only_terminals and "actions" in names) else "arrays"}
+
+
+def _motion(path: Path) -> dict[str, Any]:
+    return {"format": "arrays", "observations_only": True}
 
 
 def _table(path: Path) -> dict[str, Any]:
