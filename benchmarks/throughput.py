@@ -606,12 +606,11 @@ def accuracy() -> dict[str, dict[str, float]]:
 
 
 def peak_memory(group: int, contender: int, scale: float) -> int | None:
-    """MB of a process that does this contender's work alone, less what importing it takes; None if it fails."""
+    """Largest resident memory, in MB, of a process that does this contender's work alone; None if it fails."""
     code = (
         "import resource, sys; from benchmarks import throughput as t;"
         f"c = t.groups({scale})[{group}].contenders[{contender}]; work = c.start();"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; work();"
-        "print(before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "work(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     lines = done.stdout.split()

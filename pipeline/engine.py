@@ -149,6 +149,7 @@ def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
             raise RuntimeError(f"training.compile: found PyTorch {torch.__version__}, expected 2.13 or newer")
         return gradients
     torch._dynamo.reset()  # the graphs of earlier trainings of this process count against a limit
+    torch._dynamo.config.trace_autograd_ops = True
     mode = "reduce-overhead" if torch.cuda.is_available() else "default"
     fast = torch.compile(gradients, fullgraph=True, mode=mode)
     works: bool | None = None
@@ -159,8 +160,7 @@ def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
             return gradients(batch)
         state = torch.get_rng_state() if works is None else None
         try:
-            with torch._dynamo.config.patch(trace_autograd_ops=True):
-                result = fast(batch)
+            result = fast(batch)
         except Exception as error:
             if needed or works:
                 raise

@@ -41,6 +41,7 @@ from dynarep.pipeline.environments import (
 from dynarep.pipeline.motion import Motion, MotionConfig, load_motion
 from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.scores import (
+    OPTIONAL_SCORES,
     bootstrap_interval,
     expert_fraction,
     interquartile_mean,
@@ -51,8 +52,6 @@ from dynarep.pipeline.scores import (
 BLOCK = 5
 RANDOM = "random"
 BOUNDS_TOLERANCE = 1e-5
-OPTIONAL_SCORES = {"success_rate": "success", "motion_distance": "distance to the motion"}
-"""Scores that all policies of an evaluation have, or none -> their column."""
 
 
 class Architecture(Protocol):

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from dynarep.pipeline.params import config
 from dynarep.pipeline.scores import (
+    OPTIONAL_SCORES,
     bootstrap_interval,
     interquartile_mean,
     normalised_score,
@@ -74,7 +75,7 @@ PLOT_STYLE: dict[str, Any] = {
 SCORE_FIELDS = (
     *("env", "episodes", "replicas", "return_mean", "length_mean"),
     *("normalised_iqm", "normalised_low", "normalised_high", "expert_fraction"),
-    *("success_rate", "motion_distance"),
+    *OPTIONAL_SCORES,
 )
 COUPLING_PIXELS = 300
 CURVE_POINTS = 250
@@ -385,9 +386,7 @@ def _scores_section(artifacts: Path, scores: Mapping[str, Mapping[str, Any]]) ->
     saw = {name: _saw(artifacts, name) for name in names}
     kinds = list(dict.fromkeys(kind for texts in saw.values() for kind in texts))
     optional = {
-        key: title
-        for key, title in (("success_rate", "success rate"), ("motion_distance", "distance to the motion"))
-        if any(score[key] is not None for score in scores.values())
+        key: title for key, title in OPTIONAL_SCORES.items() if any(score[key] is not None for score in scores.values())
     }
     header = [
         ("policy", "name"),

@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import trim_mean
 
+OPTIONAL_SCORES = {"success_rate": "success rate", "motion_distance": "distance to the motion"}
+"""Scores that all policies of an evaluation have, or none -> their column."""
+
 
 def normalised_score(returns: ArrayLike, reference: tuple[float, float]) -> NDArray[np.float64]:
     """D4RL score of each return: 0 for the random reference, 100 for the expert reference."""

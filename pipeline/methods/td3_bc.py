@@ -129,6 +129,10 @@ class TD3BC(nn.Module):
         self._count(int(state))
 
     def _count(self, updates: int) -> None:
+        """Set the number of updates, and whether the next one leaves actor and targets alone.
+
+        ``delayed`` is kept because compiled code is specialised to what it reads: to two values, not to every count.
+        """
         self.updates = updates
         self.delayed = (updates + 1) % self.config.policy_delay != 0
 
