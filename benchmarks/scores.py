@@ -20,6 +20,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ WORK = ROOT / ".dynarep" / "scores"
 
 
 def prepare_datasets(preset: Preset, recordings: Path | None, work: Path) -> dict[str, str]:
-    """Write the cards and the shards of all datasets of a preset below ``work``; their fingerprints by name.
+    """Write the shards of all datasets of a preset below ``work``; their fingerprints by name.
 
     Raises:
         ValueError: if a card needs ``recordings`` and there is none.
@@ -48,18 +49,18 @@ def prepare_datasets(preset: Preset, recordings: Path | None, work: Path) -> dic
     from dynarep.data.prepare import prepare
     from dynarep.data.shards import read_index
 
-    folder = work / "cards"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(ROOT / "configs" / "datasets", folder)
-    for name, card in preset.cards.items():
-        path = card.get("path", "")
-        if "{recordings}" in path:
-            if recordings is None:
-                raise ValueError(f"card {name}: path {path!r} needs --recordings")
-            card = {**card, "path": path.replace("{recordings}", str(recordings.resolve()))}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
     names = datasets(preset)
-    prepare(names, cards=folder, root=ROOT, out=work / "shards")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "cards"
+        shutil.copytree(ROOT / "configs" / "datasets", folder)
+        for name, card in preset.cards.items():
+            path = card.get("path", "")
+            if "{recordings}" in path:
+                if recordings is None:
+                    raise ValueError(f"card {name}: path {path!r} needs --recordings")
+                card = {**card, "path": path.replace("{recordings}", str(recordings.resolve()))}
+            (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
+        prepare(names, cards=folder, root=ROOT, out=work / "shards")
     return {name: read_index(work / "shards" / name)["fingerprint"] for name in names}
 
 
