@@ -26,7 +26,7 @@ from torch import Tensor
 from dynarep.pipeline.methods.ailot import squared_distance
 from dynarep.pipeline.networks import Normaliser
 from dynarep.pipeline.params import config
-from dynarep.pipeline.transport import sinkhorn
+from dynarep.pipeline.transport import RELAXATION, sinkhorn
 
 EPSILON = 0.01
 """Regularisation, relative to the mean squared distance between states of the episode and of the motion."""
@@ -139,6 +139,7 @@ def _cost(x: Tensor, y: Tensor) -> Tensor:
 def _regularised(cost: Tensor, epsilon: Tensor) -> float:
     """sum_ij P_ij C_ij + epsilon KL(P || a b^T) for equal masses on either side of a cost (1, n, m)."""
     a, b = (torch.full((1, size), 1.0 / size) for size in cost.shape[1:])
-    coupling = sinkhorn(cost, a, b, epsilon, max_iterations=MAX_ITERATIONS, tolerance=TOLERANCE).coupling.double()
+    transport = sinkhorn(cost, a, b, epsilon, max_iterations=MAX_ITERATIONS, tolerance=TOLERANCE, relaxation=RELAXATION)
+    coupling = transport.coupling.double()
     entropy = torch.special.xlogy(coupling, coupling * cost.shape[1] * cost.shape[2]).sum()
     return float((coupling * cost).sum() + epsilon * entropy)

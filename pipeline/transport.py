@@ -15,6 +15,10 @@ potentials, the kernel is built anew, and the half-step is taken again (Schmitze
 f_i = min_j (C_ij - g_j), so that each of its sums has a term of exponent 0: the iterates are those of the log domain up
 to rounding, however small epsilon is.
 
+Where many iterations are needed, half-steps are over-relaxed: a potential moves omega times as far as to the one that
+meets its masses (Thibault, Chizat, Dossal and Papadakis, Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal
+transport, 2021). The fixed point is the same, and is reached in a fifth of the iterations at epsilon 1 % of the mean cost.
+
 Exponents below -60 are raised to -60. Between scalings within exp(+-15) such an entry adds less than exp(-30) of a sum,
 and neither entries nor products become denormal numbers, which would slow a CPU down several times.
 """
@@ -33,6 +37,8 @@ LOWEST_EXPONENT = -60.0
 LARGEST_SCALING = math.exp(15.0)
 CHECK_EVERY = 10
 """Iterations between two looks at the marginal error."""
+RELAXATION = 1.7
+"""An omega that suits epsilons of 1 to 5 % of the mean cost."""
 
 ROWS, COLUMNS = 0, 1
 
@@ -72,13 +78,20 @@ class Labels:
 
 
 def sinkhorn(
-    cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, *, max_iterations: int, tolerance: float
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: Tensor,
+    *,
+    max_iterations: int,
+    tolerance: float,
+    relaxation: float = 1.0,
 ) -> Transport:
     """Solve a batch of entropic optimal transport problems.
 
-    An iteration updates columns, then rows, so rows carry exactly ``a``. The coupling does not depend on the total of
-    ``b``. Problems that have converged leave the batch. On a CPU they are solved one after another, because one kernel
-    fits its cache and a batch does not. Peak memory is about four times that of ``cost``.
+    An iteration updates columns, then rows; at the end rows carry exactly ``a``. The coupling does not depend on the
+    total of ``b``. Problems that have converged leave the batch. On a CPU they are solved one after another, because one
+    kernel fits its cache and a batch does not. Peak memory is about four times that of ``cost``.
 
     Args:
         cost: (B, n, m), any finite values; ignored in rows and columns without mass.
@@ -87,27 +100,27 @@ def sinkhorn(
         epsilon: (B,), greater than 0, in the units of ``cost``.
         max_iterations: at least 1.
         tolerance: a problem stops when its marginal error is below this, looked at every ``CHECK_EVERY`` iterations; 0
-            runs ``max_iterations``.
+            runs ``max_iterations`` without over-relaxation.
+        relaxation: omega in [1, 2) of problems that have not converged at the first look. It is 1 between two looks where
+            the error has not fallen.
 
     Raises:
         ValueError: if shapes disagree, a mass is negative or not finite, a side has no mass, epsilon is not positive,
-            or a cost divided by epsilon is not finite.
+            a cost divided by epsilon is not finite, or a number is out of range.
     """
-    _check(cost, a, b, epsilon, max_iterations)
+    _check(cost, a, b, epsilon, max_iterations, relaxation)
     if cost.device.type == "cpu" and len(cost) > 1:
-        parts = [
-            _solve(cost[i : i + 1], a[i : i + 1], b[i : i + 1], epsilon[i : i + 1], max_iterations, tolerance)
-            for i in range(len(cost))
-        ]
+        problems = zip(cost.split(1), a.split(1), b.split(1), epsilon.split(1), strict=True)
+        parts = [_solve(*problem, max_iterations, tolerance, relaxation) for problem in problems]
         return Transport(
             torch.cat([part.coupling for part in parts]),
             torch.cat([part.marginal_error for part in parts]),
             torch.cat([part.iterations for part in parts]),
         )
-    return _solve(cost, a, b, epsilon, max_iterations, tolerance)
+    return _solve(cost, a, b, epsilon, max_iterations, tolerance, relaxation)
 
 
-def _check(cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, max_iterations: int) -> None:
+def _check(cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, max_iterations: int, relaxation: float) -> None:
     if cost.dim() != 3 or a.shape != cost.shape[:2] or b.shape != cost[:, 0].shape or epsilon.shape != cost.shape[:1]:
         raise ValueError(
             "expected cost (B, n, m), a (B, n), b (B, m), epsilon (B,); found "
@@ -122,23 +135,32 @@ def _check(cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, max_iterations: 
         raise ValueError(f"epsilon: expected finite values greater than 0, found {epsilon.tolist()}")
     if max_iterations < 1:
         raise ValueError(f"max_iterations: expected at least 1, found {max_iterations}")
+    if not 1 <= relaxation < 2:
+        raise ValueError(f"relaxation: expected a number in [1, 2), found {relaxation}")
 
 
-def _solve(cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, max_iterations: int, tolerance: float) -> Transport:
+def _solve(
+    cost: Tensor, a: Tensor, b: Tensor, epsilon: Tensor, max_iterations: int, tolerance: float, relaxation: float
+) -> Transport:
     total = a.sum(-1)
     problems = _Problems(cost, a / total.unsqueeze(-1), b / b.sum(-1, keepdim=True), epsilon)
     running, waiting = problems, torch.arange(len(cost), device=cost.device)
     column_potential = torch.empty_like(b)
     iterations = torch.full_like(waiting, max_iterations)
+    last_error = torch.full_like(total, torch.inf)
     for iteration in range(max_iterations):
         if tolerance > 0 and iteration > 0 and iteration % CHECK_EVERY == 0:
-            done = running.marginal_error() < tolerance
+            error = running.marginal_error()
+            done = error < tolerance
             if done.any():
                 column_potential[waiting[done]] = running.absorbed(COLUMNS)[done]
                 iterations[waiting[done]] = iteration
                 running, waiting = running.select(~done), waiting[~done]
                 if len(waiting) == 0:
                     break
+            if relaxation > 1:
+                running.relaxation = torch.where(error[~done] < last_error[waiting], relaxation, 1.0)
+                last_error[waiting] = error[~done]
         running.update(COLUMNS)
         running.update(ROWS)
     column_potential[waiting] = running.absorbed(COLUMNS)
@@ -156,23 +178,30 @@ class _Problems:
         if (self.exponents.isfinite() != valid).any():
             raise ValueError("cost: not finite, or too large to be divided by epsilon")
         self.mass = [a, b]
+        self.padding = [(a == 0).to(a.dtype), (b == 0).to(b.dtype)]
         self.potential = [torch.zeros_like(a), torch.zeros_like(b)]
         self.scaling = [torch.ones_like(a), torch.ones_like(b)]
         self.kernel = torch.empty_like(cost)
+        self.relaxation: Tensor | None = None
         self._build(COLUMNS)
 
     def select(self, mask: Tensor) -> _Problems:
         """The problems where ``mask`` (B,) holds."""
         part = copy(self)
         part.exponents, part.kernel = self.exponents[mask], self.kernel[mask]
-        part.mass, part.potential, part.scaling = (
-            [x[mask] for x in pair] for pair in (self.mass, self.potential, self.scaling)
+        part.mass, part.padding, part.potential, part.scaling = (
+            [x[mask] for x in pair] for pair in (self.mass, self.padding, self.potential, self.scaling)
         )
         return part
 
     def update(self, side: int) -> None:
-        """Give ``side`` the scaling that meets its masses."""
+        """Give ``side`` the scaling that meets its masses, or one beyond it where it is over-relaxed.
+
+        A half-step for which the kernel is built is not over-relaxed.
+        """
         scaling = self._exact_scaling(side)
+        if self.relaxation is not None:
+            scaling.div_(self.scaling[side]).pow_(self.relaxation.unsqueeze(1)).mul_(self.scaling[side])
         low, high = scaling.aminmax()
         if not 1.0 / LARGEST_SCALING <= low.item() <= high.item() <= LARGEST_SCALING:
             self._build(side)
@@ -184,9 +213,11 @@ class _Problems:
         return self.potential[side] + self.scaling[side].log()
 
     def marginal_error(self) -> Tensor:
-        """sum_j |column sum - b_j|, (B,), where rows have just been updated."""
-        b = self.mass[COLUMNS]
-        return (b * (self.scaling[COLUMNS] * self._sums(COLUMNS) - 1.0).abs()).sum(-1)
+        """sum_j |column sum - b_j|, (B,), with rows exact."""
+        a, b = self.mass
+        weights = a * self._exact_scaling(ROWS)
+        sums = torch.bmm(weights.unsqueeze(1), self.kernel).squeeze(1)
+        return (b * (self.scaling[COLUMNS] * sums - 1.0).abs()).sum(-1)
 
     def coupling(self, column_potential: Tensor) -> Tensor:
         """The coupling of a column potential divided by epsilon (B, m), with rows exact; overwrites the kernel."""
@@ -203,7 +234,8 @@ class _Problems:
         return torch.bmm(weights, self.kernel if side == COLUMNS else self.kernel.mT).squeeze(1)
 
     def _exact_scaling(self, side: int) -> Tensor:
-        return torch.where(self.mass[side] > 0, 1.0 / self._sums(side), 1.0)
+        """What meets the masses of ``side``; 1 on padding, where entries of the kernel are exp(-60)."""
+        return self._sums(side).add_(self.padding[side]).reciprocal_()
 
     def _build(self, side: int) -> None:
         """Absorb the other side's scaling, put ``side`` at its hard transform, and build the kernel."""

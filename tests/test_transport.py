@@ -27,10 +27,17 @@ def masses(size: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def solve(
-    cost: Tensor, a: Tensor, b: Tensor, epsilon: float, iterations: int = 1000, tolerance: float = 0.0
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    iterations: int = 1000,
+    tolerance: float = 0.0,
+    relaxation: float = 1.0,
 ) -> Transport:
     epsilons = torch.tensor([epsilon], dtype=cost.dtype)
-    return sinkhorn(cost[None], a[None], b[None], epsilons, max_iterations=iterations, tolerance=tolerance)
+    numbers = {"max_iterations": iterations, "tolerance": tolerance, "relaxation": relaxation}
+    return sinkhorn(cost[None], a[None], b[None], epsilons, **numbers)  # type: ignore[arg-type]
 
 
 def log_domain(cost: Tensor, a: Tensor, b: Tensor, epsilon: float, iterations: int) -> Tensor:
@@ -133,8 +140,8 @@ def test_the_total_of_the_columns_does_not_matter() -> None:
     torch.testing.assert_close(one.marginal_error, other.marginal_error, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_padding_and_company_change_nothing(at_once: bool) -> None:
+@pytest.mark.parametrize(("at_once", "relaxation"), [(False, 1.0), (True, 1.0), (False, 1.7)])
+def test_padding_and_company_change_nothing(at_once: bool, relaxation: float) -> None:
     """Problems of other sizes that converge at other times, padded with rubbish, give what each gives alone."""
     sizes, epsilons = [(30, 50), (40, 20), (7, 50), (40, 50)], torch.tensor([0.02, 1.0, 0.05, 0.2])
     cost = torch.full((4, 40, 50), torch.nan)
@@ -142,17 +149,28 @@ def test_padding_and_company_change_nothing(at_once: bool) -> None:
     for i, (n, m) in enumerate(sizes):
         cost[i, :n, :m], a[i, :n], b[i, :m] = clouds(n, m, i), masses(n, i), masses(m, i + 10)
     found = (
-        transport._solve(cost, a, b, epsilons, 300, 1e-3)
+        transport._solve(cost, a, b, epsilons, 300, 1e-3, relaxation)
         if at_once
-        else sinkhorn(cost, a, b, epsilons, max_iterations=300, tolerance=1e-3)
+        else sinkhorn(cost, a, b, epsilons, max_iterations=300, tolerance=1e-3, relaxation=relaxation)
     )
     assert len(set(found.iterations.tolist())) >= 3
     for i, (n, m) in enumerate(sizes):
-        alone = solve(cost[i, :n, :m], a[i, :n], b[i, :m], float(epsilons[i]), 300, 1e-3)
+        alone = solve(cost[i, :n, :m], a[i, :n], b[i, :m], float(epsilons[i]), 300, 1e-3, relaxation)
         assert found.iterations[i] == alone.iterations[0]
         torch.testing.assert_close(found.coupling[i, :n, :m], alone.coupling[0], rtol=1e-3, atol=1e-7)
         torch.testing.assert_close(found.marginal_error[i], alone.marginal_error[0], rtol=1e-2, atol=1e-6)
         assert found.coupling[i, n:].sum() == found.coupling[i, :, m:].sum() == 0
+
+
+@pytest.mark.parametrize(("epsilon", "share"), [(0.05, 0.5), (0.2, 0.7), (2.0, 2.0)])
+@pytest.mark.parametrize("seed", range(4))
+def test_over_relaxation_reaches_the_same_coupling_sooner(epsilon: float, share: float, seed: int) -> None:
+    sides = [masses(size, seed + size, torch.float64) for size in (40, 60)]
+    cost = clouds(40, 60, seed, torch.float64)
+    plain, relaxed = (solve(cost, *sides, epsilon, 50_000, 1e-8, relaxation) for relaxation in (1.0, 1.7))
+    assert max(float(plain.marginal_error), float(relaxed.marginal_error)) < 1e-8
+    torch.testing.assert_close(relaxed.coupling, plain.coupling, rtol=0.0, atol=1e-8)
+    assert float(relaxed.iterations) <= share * float(plain.iterations) + transport.CHECK_EVERY
 
 
 def test_stops_at_the_tolerance() -> None:
@@ -202,6 +220,7 @@ def test_inputs_stay_as_they_are() -> None:
         ({"cost": torch.full((1, 3, 2), torch.nan)}, "cost: not finite"),
         ({"cost": torch.full((1, 3, 2), 1e30), "epsilon": torch.full((1,), 1e-30)}, "cost: not finite, or too large"),
         ({"max_iterations": 0}, "max_iterations: expected at least 1"),
+        ({"relaxation": 2.0}, r"relaxation: expected a number in \[1, 2\), found 2"),
     ],
 )
 def test_refuses_what_is_not_a_problem(change: dict[str, Any], message: str) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dynarep.pipeline.params import Field, config
-from dynarep.pipeline.transport import Labels, mean_cost, sinkhorn, uniform_masses
+from dynarep.pipeline.transport import RELAXATION, Labels, mean_cost, sinkhorn, uniform_masses
 
 
 @config
@@ -126,7 +126,9 @@ def label(
         cost.mul_(calibration[:, None, None])
     a, b = uniform_masses(agent_lengths, cost.shape[1]), uniform_masses(expert_lengths, cost.shape[2])
     epsilon = (c.epsilon * mean_cost(cost, a, b)).clamp_(min=torch.finfo(cost.dtype).tiny)
-    transport = sinkhorn(cost, a, b, epsilon, max_iterations=c.max_iterations, tolerance=c.tolerance)
+    transport = sinkhorn(
+        cost, a, b, epsilon, max_iterations=c.max_iterations, tolerance=c.tolerance, relaxation=RELAXATION
+    )
     first = entry_step(cost, expert_lengths) if c.truncate else torch.zeros_like(expert_lengths)
     rewards = intent_reward(transport.coupling, cost, agent_lengths, first, c.scale, c.temperature)
     dropped = (transport.coupling.sum(1) * _before(first, cost).squeeze(1)).sum(-1)
