@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help run test test-slow lint format clean
+.PHONY: help run test test-slow lint bench format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,11 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 	for package in pipeline stages data configs; do ln -sfn $(CURDIR)/$$package build/typing/dynarep/$$package; done
 	ln -sfn $(CURDIR)/benchmarks build/typing/benchmarks
 	MYPYPATH=build/typing mypy --explicit-package-bases --namespace-packages -p dynarep -p benchmarks
+
+bench: $(VENV)/.installed-dev  ## measure throughput beside the peers and refresh docs/performance.md (half an hour)
+	python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	python -m benchmarks.throughput --end-to-end
+	python -m benchmarks.tables docs/performance.md
 
 format: $(VENV)/.installed-dev  ## apply ruff's formatting and fixes
 	ruff check --fix . && ruff format .

@@ -6,7 +6,8 @@ rewrites every block that ends with ``<!-- end -->`` from the stored results. It
 
 - ``<!-- scores <preset> [<setting> ...] -->``: a table per setting,
 - ``<!-- matrix <preset> <learner> -->``: labels by spaces, of methods called ``<label>_<space>_<learner>``,
-- ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured.
+- ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured: ``compared``, ``growth``, ``accuracy``,
+  ``start_up`` or ``end_to_end``.
 """
 
 from __future__ import annotations
@@ -150,10 +151,30 @@ def matrix(cells: Sequence[Cell], learner: str) -> str:
     return "\n".join(lines)
 
 
+def seconds_table(kind: str, measured: dict[str, Any]) -> str:
+    """Markdown: errors of couplings, seconds of programs, or seconds of stages beside those of their bare loops."""
+    if kind == "accuracy":
+        columns = list(next(iter(measured.values())))
+        rows = [[name, *(f"{errors[column]:.1e}" for column in columns)] for name, errors in measured.items()]
+        head = ["", *(f"epsilon {column}" for column in columns)]
+    elif kind == "start_up":
+        head = ["", "seconds [least, largest]"]
+        rows = [[f"`{name}`", f"{t['median']:.2f} [{t['low']:.2f}, {t['high']:.2f}]"] for name, t in measured.items()]
+    else:
+        head = ["stage", "seconds", "its bare loop"]
+        names = [name for name in measured if f"{name}, bare loop" in measured]
+        rows = [[name, f"{measured[name]:.0f}", f"{measured[f'{name}, bare loop']:.0f}"] for name in names]
+        rows.append(["together", f"{measured['ratio']:.2f} times", ""])
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
 def throughput_table(kind: str) -> str:
     """Markdown: rates of the groups of a kind, with the least and the largest, and ratios to the first contender's."""
+    measured = json.loads((RESULTS / "throughput.json").read_text())
+    if kind in measured:
+        return seconds_table(kind, measured[kind])
     parts = []
-    for group in json.loads((RESULTS / "throughput.json").read_text())["groups"]:
+    for group in measured["groups"]:
         if group["kind"] != kind:
             continue
         head = [
@@ -177,6 +198,37 @@ def throughput_table(kind: str) -> str:
     return "\n\n".join(parts)
 
 
+def ratio_plot(path: Path) -> None:
+    """Draw how many times as fast the project is as each peer, with the spread of the peer's repeats."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    measured = json.loads((RESULTS / "throughput.json").read_text())
+    labels: list[str] = []
+    values: list[tuple[float, float, float]] = []
+    for group in measured["groups"]:
+        if group["kind"] != "compared":
+            continue
+        ours = group["rows"][0]["rate"]
+        for row in group["rows"][1:]:
+            if "missing" not in row and not row["name"].startswith("dynarep"):
+                labels.append(f"{group['name'].split(',')[0]}: {row['name']}")
+                values.append((ours / row["rate"], ours / row["high"], ours / row["low"]))
+    middle, low, high = np.array(values).T
+    places = np.arange(len(labels))[::-1]
+    with plt.rc_context({"svg.hashsalt": "dynarep"}):
+        figure, axes = plt.subplots(figsize=(8, 0.28 * len(labels) + 0.8), layout="constrained")
+        axes.barh(places, middle, color=np.where(middle >= 1, "#2a7f62", "#b3541e"))
+        axes.errorbar(middle, places, xerr=(middle - low, high - middle), fmt="none", ecolor="black", elinewidth=1)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set(xscale="log", yticks=places, yticklabels=labels, xlabel="times as fast as the peer (log scale)")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
 def refreshed(text: str) -> str:
     """``text`` with every block made anew."""
 
@@ -197,4 +249,8 @@ def refreshed(text: str) -> str:
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        Path(argument).write_text(refreshed(Path(argument).read_text()))
+        page = Path(argument)
+        text = page.read_text()
+        page.write_text(refreshed(text))
+        if "<!-- throughput compared -->" in text:
+            ratio_plot(page.with_suffix(".svg"))

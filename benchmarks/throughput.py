@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,15 +25,18 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks import peers
-from benchmarks.scores import RESULTS, processor
+from benchmarks.scores import RESULTS, ROOT, processor
 from benchmarks.timing import Contender, Group, Timing, Work, compare
 
 OBSERVATIONS, ACTIONS = 11, 3
+SIDES = "dataset", "demonstrations"
 
 
 def device() -> Any:
@@ -237,10 +241,13 @@ def relabelling(episodes: int, length: int, iterations: int) -> Work:
     expert = torch.from_numpy(peers.walks(1000, 2, 256, 99)[0])[None].to(device())
     c = ailot.AILOTConfig(max_iterations=iterations)
 
+    size = 1 if device().type == "cpu" else 64
+
     def work() -> float:
-        for agent in agents:
-            x, lengths = pad_with_last([agent.to(device())])
-            ailot.label(x, lengths, expert, torch.tensor([1000], device=device()), torch.ones(1, device=device()), c)
+        for first in range(0, episodes, size):
+            x, lengths = pad_with_last([agent.to(device()) for agent in agents[first : first + size]])
+            experts, expert_lengths = expert.expand(len(x), -1, -1), torch.full_like(lengths, 1000)
+            ailot.label(x, lengths, experts, expert_lengths, torch.ones(len(x), device=device()), c).rewards.cpu()
         return float(episodes * length)
 
     return work
@@ -401,6 +408,75 @@ def h5_reading(count: int) -> Work:
     return work
 
 
+def tiny_learner(batch: int) -> tuple[Any, Any]:
+    """A regression with 64 hidden units, so small that the loop around it shows."""
+    import torch
+    from torch import nn
+
+    from dynarep.pipeline.functional import Losses
+    from dynarep.pipeline.networks import MLP
+
+    class Regression(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = MLP((1,), (OBSERVATIONS, 64, 64, 1))
+
+        def parameter_groups(self) -> list[dict[str, Any]]:
+            return [{"params": list(self.parameters()), "lr": 1e-3}]
+
+        def losses(self, x: Any) -> Losses:
+            error = self.network(x).square().mean((1, 2))
+            return Losses(error, {"error": error.detach()})
+
+        def after_update(self) -> None:
+            pass
+
+    def sample(generator: Any) -> Any:
+        return torch.randn(1, batch, OBSERVATIONS, generator=generator, device=device())
+
+    return Regression(), sample
+
+
+def lightning_steps(batch: int, count: int, *, logged: bool) -> Work:
+    """The same training as one Lightning step per update, with nothing or two values logged."""
+    import lightning as pl
+    import torch
+    from torch.utils.data import DataLoader
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learner, self.sample = tiny_learner(batch)
+            self.generator = torch.Generator(device())
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=1e-3, fused=True)
+
+        def training_step(self, row: Any, index: int) -> Any:
+            losses = self.learner.losses(self.sample(self.generator))
+            if logged:
+                self.log_dict({"loss": losses.loss.sum(), "error": losses.metrics["error"].sum()})
+            return losses.loss.sum()
+
+    folder = tempfile.mkdtemp()
+
+    def work() -> tuple[float, float]:
+        module = Module()
+        trainer = pl.Trainer(
+            max_steps=count,
+            devices=1,
+            logger=pl.pytorch.loggers.CSVLogger(folder) if logged else False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        started = time.perf_counter()
+        trainer.fit(module, DataLoader(torch.zeros(count, 1)))  # type: ignore[arg-type]
+        return float(count), time.perf_counter() - started
+
+    return work
+
+
 def our_batches(count: int) -> Work:
     """Batches from the packed table."""
     import torch
@@ -505,6 +581,16 @@ def groups(scale: float) -> list[Group]:
             ],
         ),
         Group(
+            "Loop around a network of 64 units, batch 256",
+            "updates",
+            [
+                Contender("dynarep", partial(engine, partial(tiny_learner, 256), n(3000, 2), compile_it=False)),
+                Contender("dynarep, bare loop", partial(bare, partial(tiny_learner, 256), n(3000))),
+                Contender("Lightning, a step per update", partial(lightning_steps, 256, n(1000, 2), logged=False)),
+                Contender("Lightning, two values logged", partial(lightning_steps, 256, n(500, 2), logged=True)),
+            ],
+        ),
+        Group(
             "Hopper, policy of 256x256, 10 episodes",
             "environment steps",
             [
@@ -546,6 +632,7 @@ def groups(scale: float) -> list[Group]:
 
 def growth(scale: float) -> list[Group]:
     """How the project's own cost grows; the first of each group is what the others are compared with."""
+    cuda = device().type == "cuda"
 
     def n(count: int) -> int:
         return max(2, round(count * scale))
@@ -578,6 +665,11 @@ def growth(scale: float) -> list[Group]:
                 Contender("10 episodes of 250 steps", partial(relabelling, n(10), n(250), 100)),
                 Contender("10 episodes of 500 steps", partial(relabelling, n(10), n(500), 100)),
                 Contender("10 episodes of 2000 steps", partial(relabelling, n(10), n(2000), 100)),
+                *(
+                    [Contender("1000 episodes of 1000 steps", partial(relabelling, n(1000), n(1000), 100))]
+                    if cuda
+                    else []
+                ),
             ],
         ),
     ]
@@ -615,6 +707,80 @@ def peak_memory(group: int, contender: int, scale: float) -> int | None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     lines = done.stdout.split()
     return int(lines[-1]) if done.returncode == 0 and lines else None
+
+
+END_TO_END = {"pretrain_intent": 6000, "offline_rl": 10_000}
+"""Updates of the two trainings in the default params file."""
+
+
+def end_to_end() -> dict[str, float]:
+    """Seconds of the stage programs that lead to ``iql_ailot``, at the size of the default run, and of their bare loops.
+
+    The loops' rates are measured afterwards on the same cores, and their times are updates over rates.
+    """
+    import torch
+
+    from dynarep.data.shards import load_dataset
+    from dynarep.pipeline.artifacts import load_intent_encoder
+    from dynarep.pipeline.methods import ailot
+
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
+        values = yaml.safe_load((project / "params.yaml").read_text())
+        for stage, updates in END_TO_END.items():
+            assert values[stage]["training"]["updates"] == updates
+        values["relabel"]["methods"] = {"ailot": values["relabel"]["methods"]["ailot"]}
+        values["offline_rl"]["policies"] = {"iql_ailot": {"rewards": "ailot"}}
+        (project / "params.yaml").write_text(yaml.safe_dump(values))
+        for stage in ("prepare", "pretrain_intent", "relabel", "offline_rl"):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-m", f"dynarep.stages.{stage}"], cwd=project, check=True)
+            found[stage] = time.perf_counter() - started
+        dataset, expert = (load_dataset(project / "artifacts" / "shards" / values["relabel"][name]) for name in SIDES)
+        encoder = load_intent_encoder(project / "artifacts" / "pretrain_intent").to(device())
+
+    replicas, batches = values["replicas"], [values[stage]["training"]["batch_size"] for stage in END_TO_END]
+    makes = partial(icvf_learner, 128, batches[0], replicas, "icvf"), partial(iql_learner, 128, batches[1], replicas)
+    for (stage, updates), make in zip(END_TO_END.items(), makes, strict=True):
+        work = bare(make, 300)
+        work()
+        started = time.perf_counter()
+        work()
+        found[f"{stage}, bare loop"] = updates * (time.perf_counter() - started) / 300
+    with torch.no_grad():
+        started = time.perf_counter()
+        points, goal = (
+            [encoder.embed(torch.from_numpy(e.observations[: e.length]).to(device())[None]) for e in side.episodes]
+            for side in (dataset, expert)
+        )
+        c = ailot.AILOTConfig(temperature=0.05)
+        for x in points:
+            lengths, expert_lengths = (torch.full((replicas,), y.shape[1], device=device()) for y in (x, goal[0]))
+            ailot.label(x, lengths, goal[0], expert_lengths, encoder.calibration, c)
+        found["relabel, bare loop"] = time.perf_counter() - started
+    stages = ("pretrain_intent", "relabel", "offline_rl")
+    found["ratio"] = sum(found[name] for name in stages) / sum(found[f"{name}, bare loop"] for name in stages)
+    return found
+
+
+def start_up(repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds until a program has said what it does, and of ``dvc repro`` where nothing is to be done, if that is so."""
+    stages = [f"python -m dynarep.stages.{name} --help" for name in ("prepare", "relabel", "pretrain_intent")]
+    status = [sys.executable, "-m", "dvc", "status", "--quiet"]
+    clean = subprocess.run(status, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    found: dict[str, dict[str, float]] = {}
+    for command in [*stages, *(["python -m dvc repro"] if clean else [])]:
+        words = shlex.split(command)
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        seconds = []
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+            seconds.append(time.perf_counter() - started)
+        found[command] = {"median": median(seconds[1:]), "low": min(seconds[1:]), "high": max(seconds[1:])}
+    return found
 
 
 def row(timing: Timing, ours: float) -> dict[str, Any]:
@@ -662,6 +828,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender")
     parser.add_argument("--scale", type=float, default=1.0, help="length of a turn; 1 is about two seconds")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory, which takes a process each")
+    parser.add_argument("--end-to-end", action="store_true", help="also time the stages of a default run (minutes)")
     parser.add_argument("--output", type=Path, default=RESULTS / "throughput.json", help="where the numbers go")
     options = parser.parse_args(arguments)
     import torch
@@ -700,6 +867,12 @@ def main(arguments: list[str] | None = None) -> None:
     if re.search(options.only, "Sinkhorn accuracy"):
         result["accuracy"] = accuracy()
         print("\nerror of what a step pays", json.dumps(result["accuracy"], indent=1))
+    if re.search(options.only, "Start-up"):
+        result["start_up"] = start_up(options.repeats)
+        print("\nseconds until a program is done", json.dumps(result["start_up"], indent=1))
+    if options.end_to_end:
+        result["end_to_end"] = end_to_end()
+        print("\nseconds of stages", json.dumps(result["end_to_end"], indent=1))
     result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")

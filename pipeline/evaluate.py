@@ -186,10 +186,11 @@ def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, 
             if actions.shape != (replicas, BLOCK, *low.shape):
                 expected = (replicas, BLOCK, *low.shape)
                 raise EvaluationError(f"policy {name!r}: actions have shape {actions.shape}, expected {expected}")
+            within = ((actions >= low) & (actions <= high)).all(-1)
             still_running = []
             for replica, episode in running:
                 action, environment = actions[replica, episode], environments[replica, episode]
-                if not ((action >= low) & (action <= high)).all():
+                if not within[replica, episode]:
                     where = f"replica {replica}, episode {first + episode}, step {lengths[replica, episode]}"
                     raise EvaluationError(
                         f"policy {name!r}, {where}: action {action.tolist()} is not within the bounds of "

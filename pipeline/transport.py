@@ -110,8 +110,10 @@ def sinkhorn(
     """
     _check(cost, a, b, epsilon, max_iterations, relaxation)
     if cost.device.type == "cpu" and len(cost) > 1:
-        problems = zip(cost.split(1), a.split(1), b.split(1), epsilon.split(1), strict=True)
-        parts = [_solve(*problem, max_iterations, tolerance, relaxation) for problem in problems]
+        parts = [
+            _solve(*(x[i : i + 1] for x in (cost, a, b, epsilon)), max_iterations, tolerance, relaxation)
+            for i in range(len(cost))
+        ]
         return Transport(
             torch.cat([part.coupling for part in parts]),
             torch.cat([part.marginal_error for part in parts]),
