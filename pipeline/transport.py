@@ -110,10 +110,8 @@ def sinkhorn(
     """
     _check(cost, a, b, epsilon, max_iterations, relaxation)
     if cost.device.type == "cpu" and len(cost) > 1:
-        parts = [
-            _solve(*(x[i : i + 1] for x in (cost, a, b, epsilon)), max_iterations, tolerance, relaxation)
-            for i in range(len(cost))
-        ]
+        alone = [slice(i, i + 1) for i in range(len(cost))]
+        parts = [_solve(cost[i], a[i], b[i], epsilon[i], max_iterations, tolerance, relaxation) for i in alone]
         return Transport(
             torch.cat([part.coupling for part in parts]),
             torch.cat([part.marginal_error for part in parts]),
