@@ -472,7 +472,8 @@ class EpisodeBuffer:
         if needed > len(self._rows):
             size = max(needed, self._steps, len(self._rows) * 5 // 4)
             rows = torch.empty((size, piece.packed.shape[1]), device=self._device)
-            rows[:used] = self._rows[:used]
+            if used:
+                rows[:used] = self._rows[:used]
             self._rows = rows
         self._rows[used:needed] = piece.packed.to(self._device)
         self._held += zip(self._numbers(first, last).tolist(), piece.lengths.tolist(), strict=True)
