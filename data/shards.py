@@ -280,10 +280,25 @@ def open_dataset(folder: Path) -> ShardedDataset:
     """
     index = read_index(folder)
     place = index.get("location", ".")
+    return open_index(index, folder, place if "://" in place else folder / place)
+
+
+def open_index(index: Mapping[str, Any], folder: Path, location: Path | str) -> ShardedDataset:
+    """A dataset by the content of its index.
+
+    Args:
+        index: from ``read_index`` or ``parse_index``.
+        folder: where the index lies.
+        location: folder or URL of the shards.
+    """
+    bounds = {key: tuple(index["spec"][key]) for key in ("action_low", "action_high")}
+    lists = ("episodes", "steps")
     return ShardedDataset(
-        **_info(folder, index),
-        location=place if "://" in place else folder / place,
-        shards=tuple(Shard(**{key: _frozen(value) for key, value in shard.items()}) for shard in index["shards"]),
+        **{key: index[key] for key in ("name", "env", "fingerprint", "statistics", "returns")},
+        folder=folder,
+        spec=Spec(**{**index["spec"], **bounds}),
+        location=location,
+        shards=tuple(Shard(**{**shard, **{key: tuple(shard[key]) for key in lists}}) for shard in index["shards"]),
     )
 
 
@@ -293,7 +308,15 @@ def load_dataset(folder: Path) -> Dataset:
     Raises:
         DataError: if the index is not usable, or a shard is missing, truncated or changed.
     """
-    dataset = open_dataset(folder)
+    return load_shards(open_dataset(folder))
+
+
+def load_shards(dataset: ShardedDataset) -> Dataset:
+    """Read all episodes of a dataset into memory, every shard checked against its recorded size and hash.
+
+    Raises:
+        DataError: if a shard is missing, truncated or changed, or cannot be had.
+    """
     episodes: list[Episode] = []
     for shard in dataset.shards:
         path = shard_path(dataset, shard)
@@ -312,16 +335,6 @@ def shard_path(dataset: ShardedDataset, shard: Shard) -> Path:
     from dynarep.data.remote import fetch_shard
 
     return fetch_shard(dataset.location, shard, cache_folder() / "shards")
-
-
-def _info(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
-    bounds = {key: tuple(index["spec"][key]) for key in ("action_low", "action_high")}
-    values = {key: index[key] for key in ("name", "env", "fingerprint", "statistics", "returns")}
-    return {**values, "folder": folder, "spec": Spec(**{**index["spec"], **bounds})}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _read_shard(path: Path, shard: Shard) -> Iterator[Episode]:

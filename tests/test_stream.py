@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import DataError, Episode, Spec
 from dynarep.data.shards import Shard, ShardedDataset, load_dataset, open_dataset, write_dataset
 from dynarep.data.stream import EpisodeBuffer, EpisodeOrder, read_some, spread_rounds
-from dynarep.pipeline import pretrain_intent as module
 from dynarep.pipeline.engine import Run, TrainingConfig
 from dynarep.pipeline.methods.dynamics import DynamicsConfig
 from dynarep.pipeline.methods.icvf import ICVFConfig
@@ -62,7 +61,9 @@ def numbered(lengths: list[int], *, terminated: bool = False) -> list[Episode]:
     return [
         Episode(
             id=f"e-{i:06d}",
-            observations=np.stack([np.full(t + 1, i), np.arange(t + 1), np.sin(np.arange(t + 1))], 1).astype(np.float32),
+            observations=np.stack([np.full(t + 1, i), np.arange(t + 1), np.sin(np.arange(t + 1))], 1).astype(
+                np.float32
+            ),
             actions=np.linspace(-1, 1, t, dtype=np.float32)[:, None],
             terminated=terminated,
             truncated=not terminated,
@@ -138,9 +139,7 @@ class Dealt(IterableDataset[str]):
 @pytest.mark.parametrize("shards", [1, 3, 8])
 def test_ranks_and_workers_of_a_loader_share_without_duplicates(shards: int) -> None:
     dataset = index([[2, 5, 1, 3]] * shards)
-    found = [
-        name for rank in range(2) for name in DataLoader(Dealt(dataset, rank, 2), batch_size=None, num_workers=2)
-    ]
+    found = [name for rank in range(2) for name in DataLoader(Dealt(dataset, rank, 2), batch_size=None, num_workers=2)]
     assert len(found) == 4 * shards
     assert len(set(found)) == len(found)
 
@@ -194,15 +193,16 @@ def test_the_buffer_holds_whole_episodes_in_order(
     options: dict[str, Any] = {"steps": steps, "steps_per_update": per_update, "seed": 5, "shuffle_shards": 3}
     order = EpisodeOrder(dataset, seed=5, shuffle_shards=3)
     sequence = [i for epoch in range(30) for members in order.epoch(epoch) for i in members.tolist()]
+    bits = with_absorbing_states(numbered(lengths, terminated=True))
     position = 0
     last: list[int] = []
     with EpisodeBuffer(dataset, transform=transform, **options) as buffer:
-        for update in range(150):
+        for update in range(100):
             buffer.seek(update)
             if absorbing:
                 numbers = [int(e.observations[0, 0]) for e in buffer.episodes()]
-                expected = with_absorbing_states([numbered(lengths, terminated=True)[i] for i in numbers])
-                assert torch.equal(buffer.table.packed, TransitionTable.from_episodes(expected).packed)
+                expected = TransitionTable.from_episodes([bits[i] for i in numbers])
+                assert torch.equal(buffer.table.packed, expected.packed)
             else:
                 numbers = [number for number, _ in content(buffer)]
             if numbers != last:
@@ -212,7 +212,7 @@ def test_the_buffer_holds_whole_episodes_in_order(
             held = [lengths[i] for i in numbers]
             assert sum(held) <= steps
             assert sum(held) + lengths[sequence[position - 1]] > steps or position == 0 or max(lengths) > steps / 2
-    turnover = 150 * min(per_update, steps / 2)
+    turnover = 100 * min(per_update, steps / 2)
     assert sum(lengths[i] for i in sequence[:position]) == pytest.approx(turnover, abs=steps)
 
 
@@ -239,12 +239,18 @@ def test_a_dataset_that_fits_is_the_resident_table(tmp_path: Path) -> None:
             assert torch.equal(buffer.table.packed, resident.packed)
             assert torch.equal(buffer.table.last, resident.last)
         found = list(buffer.episodes())
-    assert [(e.id, e.length, e.truncated) for e in found] == [("e-000000", 5, True), ("e-000001", 3, True), ("e-000002", 8, True)]
-    np.testing.assert_array_equal(found[2].successors, numbered([0, 0, 8][2:])[0].successors + [[2, 0, 0]])
+    assert [(e.id, e.length, e.truncated) for e in found] == [
+        ("e-000000", 5, True),
+        ("e-000001", 3, True),
+        ("e-000002", 8, True),
+    ]
+    np.testing.assert_array_equal(found[2].successors, numbered([1, 1, 8])[2].successors)
 
 
 def test_an_episode_longer_than_the_buffer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"stream.buffer_steps: found 9, but episode e-000001 of robot has 12 trans.*least"):
+    with pytest.raises(
+        DataError, match=r"stream.buffer_steps: found 9, but episode e-000001 of robot has 12 trans.*least"
+    ):
         EpisodeBuffer(index([[3], [12, 4]]), steps=9, steps_per_update=1.0, seed=0)
 
 
@@ -293,7 +299,9 @@ def test_goals_keep_their_mixture_and_their_episodes_in_a_moving_buffer(tmp_path
             expected += [*p, draws - p.sum()]
             same += int((g == z).sum())
             interior, end = (ahead - 1).clamp(min=0), (ahead > 0).double()
-            later = interior * (0.5 / ahead.clamp(min=1) + 0.3 / n) ** 2 + end * (0.25 / ahead.clamp(min=1) + 0.3 / n) ** 2
+            later = (
+                interior * (0.5 / ahead.clamp(min=1) + 0.3 / n) ** 2 + end * (0.25 / ahead.clamp(min=1) + 0.3 / n) ** 2
+            )
             chance = (0.2 + 0.5 * stays + 0.3 / n) ** 2 + later + (n - 1 - ahead) * (0.3 / n) ** 2
             expected_same += float((0.5 + 0.5 * chance).sum())
     assert len(portions) > 50, "the buffer moved"
@@ -311,6 +319,11 @@ def test_some_episodes_to_measure_on_come_from_few_shards(tmp_path: Path) -> Non
         assert {episode.id for episode in found} <= ids
         assert [episode.id for episode in found] == sorted(episode.id for episode in found)
     assert len(read_some(dataset, ids=ids, steps=10**6, seed=0, shuffle_shards=2)) == len(ids)
+
+
+def walk(buffer: EpisodeBuffer, updates: Iterable[int]) -> None:
+    for update in updates:
+        buffer.seek(update)
 
 
 def damage_missing(path: Path) -> None:
@@ -341,12 +354,10 @@ def test_a_shard_that_is_not_as_indexed_is_named(tmp_path: Path, damage: Any, me
     dataset = written(tmp_path / "robot", [5] * 12)
     bad = tmp_path / "robot" / dataset.shards[7].file
     with EpisodeBuffer(dataset, steps=10, steps_per_update=2.0, seed=0, shuffle_shards=2) as buffer:
-        for update in range(after):
-            buffer.seek(update)
+        walk(buffer, range(after))
         damage(bad)
         with pytest.raises(DataError, match=f"{bad}: {message}"):
-            for update in range(after, 300):
-                buffer.seek(update)
+            walk(buffer, range(after, 300))
 
 
 def test_a_shard_that_changes_while_it_is_open_is_named(tmp_path: Path) -> None:
@@ -357,7 +368,9 @@ def test_a_shard_that_changes_while_it_is_open_is_named(tmp_path: Path) -> None:
         assert files.read(0, 2).id == "e-000002"
         with file.open("r+b") as handle:
             handle.truncate(2000)
-        with pytest.raises(DataError, match=rf"{file}: e-000005.safetensors: found 0 bytes, expected \d+ .*has changed"):
+        with pytest.raises(
+            DataError, match=rf"{file}: e-000005.safetensors: found 0 bytes, expected \d+ .*has changed"
+        ):
             files.read(0, 5)
 
 
@@ -416,7 +429,9 @@ def learn(folder: Path, robot: Path, config: Any) -> tuple[dict[str, torch.Tenso
     return encoder.state_dict(), metrics
 
 
-@pytest.mark.parametrize("config", [INTENT, DYNAMICS, replace(DYNAMICS, absorbing=True)], ids=["intent", "dynamics", "bit"])
+@pytest.mark.parametrize(
+    "config", [INTENT, DYNAMICS, replace(DYNAMICS, absorbing=True)], ids=["intent", "dynamics", "bit"]
+)
 def test_a_resumed_stream_is_the_uninterrupted_one_to_the_bit(
     tmp_path: Path, robot: Path, config: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
