@@ -29,7 +29,7 @@ PIECES = 32
 """Portions in which the content of a table is replaced."""
 OPENERS = 4
 """Shards that are downloaded or checked at the same time."""
-BLOCK = 1 << 16
+BLOCK = 1 << 12
 """Rows that are moved at a time."""
 
 Transform = Callable[[list[Episode]], list[Episode]]
