@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def pretrain(stage: str, folder: Path, output: Path, *, buffer_steps: int | None, updates: int) -> None:
+def pretrain(
+    stage: str, folder: Path, output: Path, *, buffer_steps: int | None, updates: int, reuse: float = 1.0
+) -> None:
     """Train a small model of either stage; all data in memory without ``buffer_steps``."""
     from dynarep.data.shards import load_dataset, open_dataset
     from dynarep.pipeline.engine import Run, TrainingConfig
@@ -71,7 +73,7 @@ def pretrain(stage: str, folder: Path, output: Path, *, buffer_steps: int | None
     dataset: Any = load_dataset(folder) if buffer_steps is None else open_dataset(folder)
     shared: dict[str, Any] = {
         "dataset": "drifting",
-        "stream": None if buffer_steps is None else StreamConfig(buffer_steps=buffer_steps),
+        "stream": None if buffer_steps is None else StreamConfig(buffer_steps=buffer_steps, reuse=reuse),
         "training": TrainingConfig(updates=updates, batch_size=256, updates_per_chunk=50, compile=False),
     }
     if stage == "pretrain_intent":
@@ -82,7 +84,9 @@ def pretrain(stage: str, folder: Path, output: Path, *, buffer_steps: int | None
         pretrain_dynamics(PretrainDynamicsConfig(noise=noise, method=method, **shared), dataset, dataset, run)
 
 
-def memory_of(stage: str, work: Path, *, buffer_steps: int | None, updates: int, limit: int) -> dict[str, Any]:
+def memory_of(
+    stage: str, work: Path, *, buffer_steps: int | None, updates: int, reuse: float, limit: int
+) -> dict[str, Any]:
     """Train after memory has been limited to ``limit`` bytes more than a training on little data took.
 
     Args:
@@ -90,10 +94,11 @@ def memory_of(stage: str, work: Path, *, buffer_steps: int | None, updates: int,
         work: holds the datasets ``little`` and ``big``.
         buffer_steps: of the stream; None for all in memory.
         updates: to make.
+        reuse: of the stream.
         limit: bytes.
 
     Returns:
-        Whether it came to its end, and the growth of resident and of private writable memory at their peaks, in bytes.
+        Whether it came to its ``end``, and by how many bytes the resident memory had ``grown`` at its peak, or its ``error``.
     """
     with tempfile.TemporaryDirectory() as outputs:
         pretrain(stage, work / "little", Path(outputs) / "warm", buffer_steps=buffer_steps and 1000, updates=100)
@@ -101,10 +106,12 @@ def memory_of(stage: str, work: Path, *, buffer_steps: int | None, updates: int,
         before, written = _status("VmRSS"), _status("VmData")
         resource.setrlimit(resource.RLIMIT_DATA, (written + limit, resource.RLIM_INFINITY))
         try:
-            pretrain(stage, work / "big", Path(outputs) / "run", buffer_steps=buffer_steps, updates=updates)
+            pretrain(
+                stage, work / "big", Path(outputs) / "run", buffer_steps=buffer_steps, updates=updates, reuse=reuse
+            )
         except (MemoryError, RuntimeError) as error:
-            return {"done": False, "error": f"{type(error).__name__}: {error}".partition("\n")[0]}
-        return {"done": True, "grown": _status("VmHWM") - before}
+            return {"end": False, "error": f"{type(error).__name__}: {error}".partition("\n")[0]}
+        return {"end": True, "grown": _status("VmHWM") - before}
 
 
 def memory(
@@ -115,9 +122,13 @@ def memory(
     updates: int,
     stages: tuple[str, ...] = ("pretrain_dynamics", "pretrain_intent"),
 ) -> list[dict[str, Any]]:
-    """``memory_of`` a stream, and of the same data in memory, on a dataset ``factor`` times as large as the limit."""
+    """``memory_of`` a stream, and of the same data in memory, on a dataset ``factor`` times as large as the limit.
+
+    The stream reads all of the dataset, and a little more.
+    """
     dim, steps = 60, 500
     episodes = round(factor * limit / (steps * (dim + 3) * 4))
+    reuse = updates * 256 / (1.1 * episodes * steps)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -126,7 +137,7 @@ def memory(
         size = sum(path.stat().st_size for path in (work / "big").glob("*.tar"))
         for stage in stages:
             for buffer in (buffer_steps, None):
-                values = {"buffer_steps": buffer, "updates": updates, "limit": limit}
+                values = {"buffer_steps": buffer, "updates": updates, "reuse": reuse, "limit": limit}
                 program = (
                     "import json, pathlib, sys, torch; torch.set_num_threads(1); "
                     "from benchmarks.streaming import memory_of; "
@@ -136,7 +147,7 @@ def memory(
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     found = {
-                        "done": False,
+                        "end": False,
                         "error": (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1],
                     }
                 else:
@@ -159,7 +170,8 @@ def batch_means(folder: Path, *, updates: int, batch: int, seed: int = 0, **stre
         updates: how many batches.
         batch: transitions in each.
         seed: of draws and order.
-        stream: ``steps`` of the buffer, none for the resident table; ``shuffle_shards``; ``recorded`` order, no shuffling.
+        stream: ``steps`` of the buffer, none for the resident table; ``reuse`` and ``shuffle_shards`` as in ``StreamConfig``;
+            ``recorded`` order, no shuffling.
     """
     import torch
 
@@ -181,7 +193,8 @@ def batch_means(folder: Path, *, updates: int, batch: int, seed: int = 0, **stre
         table = TransitionTable.from_episodes(load_dataset(folder).episodes)
         return means(lambda _: table), len(table.lengths)
     recorded = stream.pop("recorded", False)
-    with EpisodeBuffer(open_dataset(folder), steps_per_update=batch, seed=seed, **stream) as buffer:
+    per_update = batch / stream.pop("reuse", 1.0)
+    with EpisodeBuffer(open_dataset(folder), steps_per_update=per_update, seed=seed, **stream) as buffer:
         if recorded:
             everything = np.arange(len(buffer._order.ids))
             buffer._order.epoch = lambda epoch: [everything]  # type: ignore[method-assign]
@@ -203,6 +216,7 @@ def mixing(*, episodes: int = 4000, steps: int = 250, updates: int = 8000, seeds
         cases: list[tuple[str, dict[str, Any]]] = [("resident table", {})]
         for share in (0.05, 0.1, 0.2, 0.5):
             cases.append((f"stream, {share:.0%} of the data", {"steps": round(share * total)}))
+        cases.append(("stream, 10%, reuse 0.1", {"steps": total // 10, "reuse": 0.1}))
         cases.append(("stream, 10%, 4 shards shuffled together", {"steps": total // 10, "shuffle_shards": 4}))
         cases.append(("10% in recorded order, not shuffled", {"steps": total // 10, "recorded": True}))
         for name, case in cases:
@@ -303,7 +317,7 @@ def throughput(*, repeats: int = 9, updates: int = 100, replicas: int = 3) -> li
     return rows
 
 
-def _print(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     print()
     for row in (header, ("---",) * len(header), *rows):
         print("| " + " | ".join(row) + " |")
@@ -328,7 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "stream" if row["stream"] else "all in memory",
                 f"{row['bytes'] / MEGABYTE:.0f} MB",
                 f"{limit / MEGABYTE:.0f} MB",
-                f"{row['grown'] / MEGABYTE:.0f} MB" if row["done"] else f"fails: {row['error']}",
+                f"{row['grown'] / MEGABYTE:.0f} MB" if row["end"] else f"fails: {row['error']}",
             )
             for row in found
         ]

@@ -230,15 +230,17 @@ class EpisodeOrder:
 def spread_rounds(shards: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Deal sorted numbers into as few rounds of at most ``size`` as possible, each spread evenly over all of them.
 
-    Of every run of as many neighbours as there are rounds, each round gets one, at random.
+    Of every run of as many neighbours as there are rounds, each round gets one, at random. A shorter run, where the count
+    does not come out even, is in the middle, so that rounds with and without one of it have the same mean.
     """
     count = -(-len(shards) // size)
+    runs, rest = divmod(len(shards), count)
+    lengths = [count] * (runs // 2) + [rest] + [count] * (runs - runs // 2)
     rounds: list[list[int]] = [[] for _ in range(count)]
-    for start in range(0, len(shards), count):
-        run = shards[start : start + count]
+    for run in np.split(shards, np.cumsum(lengths)[:-1]):
         for number, which in zip(run, rng.permutation(count), strict=False):
             rounds[which].append(number)
-    return [np.array(numbers) for numbers in rounds if numbers]
+    return [np.array(numbers) for numbers in rounds]
 
 
 class _Sequence:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from benchmarks import streaming
 from dynarep.data import stream
 from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import TransitionTable
@@ -310,6 +312,22 @@ def test_goals_keep_their_mixture_and_their_episodes_in_a_moving_buffer(tmp_path
         assert abs(found - mean) < 4 * math.sqrt(mean * (1 - mean / total)), (kinds, expected, same, expected_same)
 
 
+def test_a_mixture_keeps_its_proportions(tmp_path: Path) -> None:
+    """Two parts after one another, as ``mix`` writes them: exact over an epoch, and near at any time."""
+    lengths = [10] * 300
+    dataset = written(tmp_path / "robot", lengths, shard_bytes=5000)  # the first 90 episodes are one part
+    order = EpisodeOrder(dataset, seed=0, shuffle_shards=16)
+    assert sum(int((members < 90).sum()) for members in order.epoch(5)) == 90
+    shares = []
+    with EpisodeBuffer(dataset, steps=600, steps_per_update=20.0, seed=0) as buffer:
+        for update in range(300):
+            buffer.seek(update)
+            shares.append(float((buffer.table.observations[:, 0] < 90).double().mean()))
+    assert np.mean(shares) == pytest.approx(0.3, abs=0.02)
+    assert np.std(shares) < 0.06
+    assert 0.1 < min(shares) < max(shares) < 0.5
+
+
 def test_some_episodes_to_measure_on_come_from_few_shards(tmp_path: Path) -> None:
     dataset = written(tmp_path / "robot", [6] * 40, shard_bytes=9000)
     ids = {f"e-{i:06d}" for i in range(0, 40, 3)}
@@ -467,3 +485,30 @@ def test_a_stream_that_fits_trains_the_resident_model_to_the_bit(tmp_path: Path,
         assert same >= resident.keys() - {"calibration"}
     other, _ = learn(tmp_path / "c", robot, config)
     assert not all(torch.equal(other[name], resident[name]) for name in resident)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and reads memory as Linux does")
+@pytest.mark.parametrize("stage", ["pretrain_dynamics", "pretrain_intent"])
+def test_a_dataset_ten_times_the_memory_limit(stage: str) -> None:
+    """All of it is read within the limit, by which loading it fails."""
+    streamed, loaded = streaming.memory(
+        limit=64_000_000, factor=10.2, buffer_steps=30_000, updates=2000, stages=(stage,)
+    )
+    assert streamed["bytes"] > 10 * 64_000_000
+    assert streamed["end"], streamed
+    assert streamed["grown"] < 64_000_000
+    assert not loaded["end"]
+    assert "Memory" in loaded["error"] or "memory" in loaded["error"]
+
+
+@pytest.mark.slow
+def test_batches_of_a_stream_are_mixed() -> None:
+    """On data that change along the dataset; in recorded order the same buffer gives batches that hardly change."""
+    rows = {row["what"]: row for row in streaming.mixing(episodes=2000, steps=100, updates=2000, seeds=1)}
+    resident, streamed = rows["resident table"], rows["stream, 50% of the data"]
+    recorded = rows["10% in recorded order, not shuffled"]
+    assert abs(resident["drift"][0]) < 0.1
+    assert abs(streamed["drift"][0]) < 0.2
+    assert recorded["drift"][0] > 0.9
+    assert rows["stream, 10% of the data"]["drift"][0] < recorded["drift"][0] / 2
