@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -23,6 +26,8 @@ from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, open_dataset, read_rewards, write_dataset, write_rewards
 from dynarep.data.stream import EpisodeBuffer, ShardFiles
+from dynarep.pipeline.artifacts import load_intent_encoder
+from dynarep.pipeline.run import stage_main
 
 pytest.importorskip("fsspec", reason="needs the extra remote")
 pytest.importorskip("aiohttp", reason="needs the extra remote")
@@ -353,3 +358,36 @@ def test_describe_reads_the_index_alone(server: Server, project: Project) -> Non
     assert "24 episodes, 756 steps in " in text
     assert "used in place, by its index alone" in text
     assert set(server.requests) == {"index.json"}
+
+
+def test_the_stages_stream_what_prepare_did_not_copy(
+    server: Server, project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = {"hidden": [8]}
+    shared = {"dataset": "robot", "stream": {"buffer_steps": 200}, "training": {"updates": 40, "batch_size": 32}}
+    values = {
+        "pretrain_dynamics": {**shared, "noise": {"dataset": "robot"}, "method": {**method, "feature_dim": 4}},
+        "pretrain_intent": {**shared, "method": {**method, "latent_dim": 4}},
+    }
+    params = project.root / "params.yaml"
+    params.write_text(yaml.safe_dump(values))
+    monkeypatch.chdir(project.root)
+    for name in ("prepare", *values):
+        stage_main(name, import_module(f"dynarep.stages.{name}").main, [])
+    fingerprint = open_dataset(server.folder).fingerprint
+    for name in values:
+        folder = project.root / "artifacts" / name
+        assert json.loads((folder / "metadata.json").read_text())["datasets"] == {"robot": fingerprint}
+        assert json.loads((folder / "metrics.json").read_text())
+    assert load_intent_encoder(project.root / "artifacts" / "pretrain_intent").calibration.isfinite().all()
+    (server.folder / SHARD).unlink()
+    kept = (project.root / "artifacts" / "pretrain_intent" / "metadata.json").read_bytes()
+    shutil.rmtree(Path(os.environ["DYNAREP_DATA"]) / "shards")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        stage_main("pretrain_intent", import_module("dynarep.stages.pretrain_intent").main, [])
+    expected = (
+        f"error: pretrain_intent: {server.url}{SHARD}: no such file, but index.json lists it; prepare the dataset again"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert (project.root / "artifacts" / "pretrain_intent" / "metadata.json").read_bytes() == kept
