@@ -43,7 +43,7 @@ def _member(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class DatasetCard:
-    """One dataset. Exactly one of ``path`` and ``dataset`` (each with ``format``), ``mix`` and ``from`` is its source.
+    """One dataset. Its source is exactly one of ``path`` and ``dataset`` (with ``format``), ``shards``, ``mix``, ``from``.
 
     Args:
         name: the file name of the card without ``.yaml``.
@@ -61,6 +61,7 @@ class DatasetCard:
             recording ends, ``truncated``.
         action_low: lower action bound, one number or one per component; -1 by default; only with a recording.
         action_high: upper action bound, likewise; 1 by default.
+        shards: a prepared dataset in a folder or at a URL, used where it lies; relative paths start at the project root.
         mix: other cards, whole or in part.
         base: ``from`` in YAML; another card.
         env: Gymnasium id of the environment, by default that of the card(s) this one is made of.
@@ -80,6 +81,7 @@ class DatasetCard:
     dones: Literal["terminated", "truncated"] | None = None
     action_low: float | tuple[float, ...] | None = None
     action_high: float | tuple[float, ...] | None = None
+    shards: str | None = Field(None, min_length=1)
     mix: tuple[Annotated[Member, BeforeValidator(_member)], ...] | None = Field(None, min_length=1)
     base: str | None = Field(None, alias="from")
     env: str | None = None
@@ -90,11 +92,12 @@ class DatasetCard:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name: found {self.name!r}, expected at most 80 letters, digits, '-' and '_'")
-        sources = {"path": self.path, "dataset": self.dataset, "mix": self.mix, "from": self.base}
+        sources = {"path": self.path, "dataset": self.dataset, "shards": self.shards, "mix": self.mix}
+        sources["from"] = self.base
         given = [key for key, value in sources.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                f"found {' and '.join(given) or 'no source'}, expected exactly one of path, dataset, mix and from"
+                f"found {' and '.join(given) or 'no source'}, expected exactly one of path, dataset, shards, mix and from"
             )
         recorded = given[0] in ("path", "dataset")
         if recorded != (self.format is not None):
@@ -102,6 +105,11 @@ class DatasetCard:
         if not recorded and (self.action_low is not None or self.action_high is not None):
             raise ValueError(
                 f"action_low, action_high: only a card with path or dataset sets bounds, this one has {given[0]}"
+            )
+        if self.shards is not None and (self.top or self.stride or self.observations_only):
+            raise ValueError(
+                f"top, stride, observations_only: a card with shards takes them as they are; write a card with from: "
+                f"{self.name} that selects, which copies what is selected"
             )
         for key, formats in FORMAT_KEYS.items():
             if getattr(self, key) is not None and self.format not in formats:

@@ -13,12 +13,12 @@ import yaml
 
 from dynarep.data import d4rl
 from dynarep.data.card import DatasetCard, card_names, load_card, make_card
-from dynarep.data.prepare import Recording, load_recording, read_recording
+from dynarep.data.prepare import Recording, index_of, load_recording, read_recording
 from dynarep.data.readers import load, locate
 from dynarep.data.readers.flat import BOUND_TOLERANCE, COLUMNS, Part, gaps
 from dynarep.data.readers.guess import guess
 from dynarep.data.schema import DataError, Episode
-from dynarep.data.shards import read_index
+from dynarep.data.shards import parse_index, read_index
 
 COLUMNS_SHOWN = 40
 """Lines about the columns of one array."""
@@ -59,6 +59,8 @@ def _describe_card(name: str, cards: Path, project: Path) -> tuple[str, bool]:
     values = yaml.safe_load((cards / f"{name}.yaml").read_text())
     lines = [f"Card {name}: {card.description}".rstrip(": ")]
     lines += _yaml({key: value for key, value in values.items() if key != "description"})
+    if card.shards is not None:
+        return "\n".join([*lines, *_in_place(card.shards, project)]), True
     parts = load(locate(card, project), card) if card.format is not None else []
     try:
         recording = load_recording(name, cards=cards, root=project)
@@ -67,6 +69,24 @@ def _describe_card(name: str, cards: Path, project: Path) -> tuple[str, bool]:
     lines += _summary(recording, d4rl.reference(card.dataset) if card.format == "d4rl" and card.dataset else None)
     lines += _remarks(recording, parts)
     return "\n".join(lines), True
+
+
+def _in_place(shards: str, project: Path) -> list[str]:
+    """What the index of a prepared dataset says; the shards, which may be many, are left alone."""
+    where, _, content = index_of(shards, project)
+    index = parse_index(content, where)
+    spec, returns = index["spec"], index["returns"]
+    steps = [length for shard in index["shards"] for length in shard["steps"]]
+    size = sum(shard["bytes"] for shard in index["shards"])
+    lines = [
+        "",
+        f"{len(steps):,} episodes, {index['transitions']:,} steps in {len(index['shards']):,} shards, "
+        f"{size / 1e6:,.1f} MB; used in place, by its index alone",
+        f"lengths {min(steps):,} to {max(steps):,}, median {np.median(steps):,.0f}",
+        f"observations of {spec['observation_dim']} numbers, actions of {spec['action_dim']}, "
+        f"{'with' if spec['has_rewards'] else 'without'} rewards; environment: {index['env'] or 'unknown'}",
+    ]
+    return lines if returns is None else [*lines, f"returns {_number(min(returns))} to {_number(max(returns))}"]
 
 
 def _describe_recording(path: Path, project: Path) -> tuple[str, bool]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from hashlib import file_digest
+from functools import cache, partial
+from hashlib import file_digest, sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dynarep.data.card import DatasetCard, load_card, make_card
+from dynarep.data.folders import whole_folder
 from dynarep.data.readers import environment, locate, module, read, source_files
 from dynarep.data.readers.flat import check_bounds
+from dynarep.data.remote import read_remote_index
 from dynarep.data.schema import DataError, Episode
-from dynarep.data.shards import Bounds, read_index, write_dataset
+from dynarep.data.shards import Bounds, load_shards, open_index, parse_index, read_index, write_dataset
 from dynarep.data.split import hashed_choice
 
 
@@ -53,6 +57,7 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None
     trees = {name: _card_tree(name, cards) for name in names}
 
     digests = cache(_digest)
+    indices = cache(partial(index_of, root=root))
     for name, tree in trees.items():
         folder = out / name
         recorded = _recorded(folder)
@@ -60,10 +65,15 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None
         for card in tree.values():
             if card.format is not None:
                 sources |= _sources(card, root, recorded, digests)
+            elif card.shards is not None:
+                where, _, content = indices(card.shards)
+                sources[where] = sha256(content).hexdigest()
         sources = {path: sources[path] for path in sorted(sources)}
         provenance = {"cards": {key: _plain(card) for key, card in tree.items()}, "sources": sources}
         fresh = _is_fresh(folder, provenance)
-        if not fresh:
+        if not fresh and (shards := tree[name].shards) is not None:
+            _write_in_place(folder, tree[name], *indices(shards), provenance)
+        elif not fresh:
             recording = _build(name, tree, root)
             write_dataset(
                 folder,
@@ -79,9 +89,46 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None
         shown = folder.relative_to(root) if folder.is_relative_to(root) else folder
         print(
             f"{name}: {episodes:,} episode{'s' * (episodes != 1)}, {index['transitions']:,} steps"
+            + (f", in place at {tree[name].shards}" if tree[name].shards is not None else "")
             + (", fresh" if fresh else f" -> {shown}"),
             flush=True,
         )
+
+
+def index_of(shards: str, root: Path) -> tuple[str, Path | str, bytes]:
+    """The index of a prepared dataset that a card uses in place.
+
+    Args:
+        shards: folder or URL in the card.
+        root: relative paths start here.
+
+    Returns:
+        Name of the index, for messages and provenance; folder or URL of the shards; content of ``index.json``.
+
+    Raises:
+        DataError: if there is none, or it cannot be had.
+    """
+    if "://" in shards:
+        where, content = read_remote_index(shards)
+        return where, shards, content
+    try:
+        return f"{shards}/index.json", root / shards, (root / shards / "index.json").read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{root / shards / 'index.json'}: cannot be read, named as shards by a dataset card: {error.strerror}"
+        ) from None
+
+
+def _write_in_place(
+    folder: Path, card: DatasetCard, where: str, location: Path | str, content: bytes, provenance: Mapping[str, Any]
+) -> None:
+    """Write only an index, which says where the shards are; the rest as ``index_of`` returns it."""
+    index = parse_index(content, where)
+    if isinstance(location, Path):
+        location = str(location) if Path(str(card.shards)).is_absolute() else os.path.relpath(location, folder)
+    changed = {"name": card.name, "env": card.env or index["env"], "location": location, "provenance": provenance}
+    with whole_folder(folder) as new:
+        (new / "index.json").write_text(json.dumps({**index, **changed}, indent=1, allow_nan=False) + "\n")
 
 
 def _sources(
@@ -216,7 +263,7 @@ def _is_fresh(folder: Path, provenance: Mapping[str, Any]) -> bool:
         return False
     sizes = {shard["file"]: shard["bytes"] for shard in index["shards"]}
     found = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
-    return index["provenance"] == provenance and found == sizes
+    return index["provenance"] == provenance and (found == sizes or "location" in index)
 
 
 def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
@@ -224,6 +271,15 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
     card = tree[name]
     if card.format is not None:
         recording = read_recording(locate(card, root), card)
+    elif card.shards is not None:
+        where, location, content = index_of(card.shards, root)
+        dataset = load_shards(open_index(parse_index(content, where), root, location))
+        recording = Recording(
+            episodes=dataset.episodes,
+            returns=dataset.returns,
+            bounds=(dataset.spec.action_low, dataset.spec.action_high),
+            env=dataset.env,
+        )
     else:
         parts = {}
         for member in card.members:

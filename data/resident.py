@@ -13,7 +13,7 @@ from torch import Tensor
 from dynarep.data.schema import DataError, Episode
 
 if TYPE_CHECKING:
-    from dynarep.data.shards import Dataset
+    from dynarep.data.shards import DatasetInfo
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,18 @@ class TransitionTable:
 
     def observations_at(self, index: Tensor) -> Tensor:
         """The states s_t of the transitions at ``index`` (any shape): (*, observation_dim)."""
-        states = self.packed[:, : self.observation_dim].index_select(0, index.reshape(-1))
-        return states.view(*index.shape, self.observation_dim)
+        return self.observations.index_select(0, index.reshape(-1)).view(*index.shape, self.observation_dim)
+
+    @property
+    def observations(self) -> Tensor:
+        """The states s_t of all rows, a view (N, observation_dim)."""
+        return self.packed[:, : self.observation_dim]
+
+    @property
+    def next_observations(self) -> Tensor:
+        """The states s_{t+1} of all rows, a view (N, observation_dim)."""
+        start = self.observation_dim + self.action_dim
+        return self.packed[:, start : start + self.observation_dim]
 
     @property
     def initial(self) -> Tensor:
@@ -154,7 +164,7 @@ def _column(rewards: Mapping[str, np.ndarray], episode: Episode) -> np.ndarray:
     return column
 
 
-def observation_moments(dataset: Dataset, *, absorbing: bool = False) -> tuple[Tensor, Tensor]:
+def observation_moments(dataset: DatasetInfo, *, absorbing: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a dataset's observations, each (observation_dim,) float32.
 
     With ``absorbing`` both have one more entry, 0 and 1, that leaves the absorbing bit as it is.

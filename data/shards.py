@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -23,7 +23,7 @@ from dynarep.data.folders import whole_folder
 from dynarep.data.schema import NAME, DataError, Episode, Spec
 from dynarep.data.statistics import Moments
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever what is written, or how sources are read, changes: older datasets are then prepared again."""
 
 SHARD_BYTES = 100_000_000
@@ -36,16 +36,15 @@ Bounds = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
-    """A prepared dataset in memory.
+class DatasetInfo:
+    """What the index of a prepared dataset says about its episodes as a whole.
 
     Args:
         name: of its card.
-        folder: where it lies.
+        folder: where its index lies.
         spec: what its episodes have in common.
         env: Gymnasium id of the environment, if known.
         fingerprint: hash of the episodes and the spec, independent of where and in how many shards they lie.
-        episodes: in the dataset's order.
         statistics: per column ``observation_mean`` and ``observation_std`` over the states s_t, with actions
             ``action_mean`` and ``action_std``, with rewards ``reward_mean`` and ``reward_std``; floats.
         returns: return of each whole episode before subsampling; kept where ``observations_only`` dropped the rewards.
@@ -57,9 +56,51 @@ class Dataset:
     spec: Spec
     env: str | None
     fingerprint: str
-    episodes: list[Episode]
     statistics: dict[str, list[float]]
     returns: list[float] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset(DatasetInfo):
+    """A prepared dataset in memory.
+
+    Args:
+        episodes: in the dataset's order.
+    """
+
+    episodes: list[Episode]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A tar of whole episodes, as the index lists it.
+
+    Args:
+        file: its name.
+        bytes: its size.
+        sha256: of its content, in hexadecimal.
+        episodes: ids, in the order of the tar.
+        steps: transitions of each episode.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    episodes: tuple[str, ...]
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardedDataset(DatasetInfo):
+    """A prepared dataset of which only the index is in memory.
+
+    Args:
+        location: folder or URL of the shards.
+        shards: in the dataset's order.
+    """
+
+    location: Path | str
+    shards: tuple[Shard, ...]
 
 
 def write_dataset(
@@ -105,6 +146,7 @@ def write_dataset(
         while episode is not None:
             file = new / f"shard-{len(shards):06d}.tar"
             ids: list[str] = []
+            steps: list[int] = []
             size = 0
             with file.open("wb") as stream, TarWriter(stream, encoder=False, mtime=0) as tar:
                 while episode is not None and size < shard_bytes:
@@ -121,10 +163,11 @@ def write_dataset(
                         if column is not None:
                             moments[key].add(column)
                     ids.append(episode.id)
+                    steps.append(episode.length)
                     sums.append(episode.return_)
                     transitions += episode.length
                     episode = next(source, None)
-            shards.append({"file": file.name, **_measure(file), "episodes": ids})
+            shards.append({"file": file.name, **_measure(file), "episodes": ids, "steps": steps})
         if spec is None:
             raise DataError(f"dataset {name}: found no episodes, expected at least one")
         if returns is None and spec.has_rewards:
@@ -200,19 +243,63 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / "index.json"
     try:
-        index = json.loads(path.read_text())
+        return parse_index(path.read_bytes(), str(path))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; the dataset {folder.name} is not prepared") from None
+
+
+def parse_index(content: bytes, where: str) -> dict[str, Any]:
+    """The index of a prepared dataset from the bytes of ``index.json``.
+
+    Args:
+        content: of the file.
+        where: it was read from, for messages.
+
+    Raises:
+        DataError: if it is unreadable, incomplete or of another schema version.
+    """
+    try:
+        index = json.loads(content)
     except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+        raise DataError(f"{where}: not valid JSON: {error}") from None
     version = index.get("schema_version") if isinstance(index, dict) else None
     if version != SCHEMA_VERSION:
         advice = "update dynarep" if isinstance(version, int) and version > SCHEMA_VERSION else "prepare it again"
-        raise DataError(f"{path}: schema_version: found {version}, expected {SCHEMA_VERSION}; {advice}")
+        raise DataError(f"{where}: schema_version: found {version}, expected {SCHEMA_VERSION}; {advice}")
     missing = [key for key in INDEX_KEYS if key not in index]
     if missing:
-        raise DataError(f"{path}: missing {', '.join(missing)}; prepare the dataset again")
+        raise DataError(f"{where}: missing {', '.join(missing)}; prepare the dataset again")
     return dict(index)
+
+
+def open_dataset(folder: Path) -> ShardedDataset:
+    """A prepared dataset by its index alone; no shard is read.
+
+    Raises:
+        DataError: if the index is not usable.
+    """
+    index = read_index(folder)
+    place = index.get("location", ".")
+    return open_index(index, folder, place if "://" in place else folder / place)
+
+
+def open_index(index: Mapping[str, Any], folder: Path, location: Path | str) -> ShardedDataset:
+    """A dataset by the content of its index.
+
+    Args:
+        index: from ``read_index`` or ``parse_index``.
+        folder: where the index lies.
+        location: folder or URL of the shards.
+    """
+    bounds = {key: tuple(index["spec"][key]) for key in ("action_low", "action_high")}
+    lists = ("episodes", "steps")
+    return ShardedDataset(
+        **{key: index[key] for key in ("name", "env", "fingerprint", "statistics", "returns")},
+        folder=folder,
+        spec=Spec(**{**index["spec"], **bounds}),
+        location=location,
+        shards=tuple(Shard(**{**shard, **{key: tuple(shard[key]) for key in lists}}) for shard in index["shards"]),
+    )
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -221,49 +308,100 @@ def load_dataset(folder: Path) -> Dataset:
     Raises:
         DataError: if the index is not usable, or a shard is missing, truncated or changed.
     """
-    index = read_index(folder)
+    return load_shards(open_dataset(folder))
+
+
+def load_shards(dataset: ShardedDataset) -> Dataset:
+    """Read all episodes of a dataset into memory, every shard checked against its recorded size and hash.
+
+    Raises:
+        DataError: if a shard is missing, truncated or changed, or cannot be had.
+    """
     episodes: list[Episode] = []
-    for shard in index["shards"]:
-        found = list(_read_shard(folder / shard["file"], shard))
-        if [episode.id for episode in found] != shard["episodes"]:
-            raise DataError(f"{folder / shard['file']}: does not hold the episodes that index.json lists for it")
+    for shard in dataset.shards:
+        path = shard_path(dataset, shard)
+        found = list(_read_shard(path, shard))
+        check_members(path, shard, [episode.id for episode in found], [episode.length for episode in found])
         episodes += found
-    bounds = {key: tuple(index["spec"][key]) for key in ("action_low", "action_high")}
-    return Dataset(
-        name=index["name"],
-        folder=folder,
-        spec=Spec(**{**index["spec"], **bounds}),
-        env=index["env"],
-        fingerprint=index["fingerprint"],
-        episodes=episodes,
-        statistics=index["statistics"],
-        returns=index["returns"],
-    )
+    fields = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(DatasetInfo)}
+    return Dataset(**fields, episodes=episodes)
 
 
-def _read_shard(path: Path, shard: Mapping[str, Any]) -> Iterator[Episode]:
+def shard_path(dataset: ShardedDataset, shard: Shard) -> Path:
+    """A shard as a local file; one at a URL is downloaded once and kept in the cache."""
+    if isinstance(dataset.location, Path):
+        return dataset.location / shard.file
+    from dynarep.data.download import cache_folder
+    from dynarep.data.remote import fetch_shard
+
+    return fetch_shard(dataset.location, shard, cache_folder() / "shards")
+
+
+def _read_shard(path: Path, shard: Shard) -> Iterator[Episode]:
     from webdataset.tariterators import tar_file_iterator
 
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file, but index.json lists it; prepare the dataset again") from None
-    if len(content) != shard["bytes"]:
-        raise DataError(f"{path}: found {len(content)} bytes, expected {shard['bytes']}; prepare the dataset again")
-    digest = sha256(content).hexdigest()
-    if digest != shard["sha256"]:
-        raise DataError(f"{path}: found sha256 {digest}, expected {shard['sha256']}; prepare the dataset again")
+        raise missing_shard(path) from None
+    check_content(path, shard, len(content), lambda: sha256(content).hexdigest())
     for member in tar_file_iterator(io.BytesIO(content)):
-        arrays = load(member["data"])
-        yield Episode(
-            id=member["fname"].removesuffix(".safetensors"),
-            observations=arrays["observations"],
-            next_observations=arrays.get("next_observations"),
-            actions=arrays.get("actions"),
-            rewards=arrays.get("rewards"),
-            terminated=bool(arrays["terminated"]),
-            truncated=bool(arrays["truncated"]),
-        )
+        yield read_episode(member["fname"], member["data"])
+
+
+def missing_shard(place: Path | str) -> DataError:
+    """The error for a shard that is not where it should be."""
+    return DataError(f"{place}: no such file, but index.json lists it; prepare the dataset again")
+
+
+def check_content(place: Path | str, shard: Shard, size: int, digest: Callable[[], str]) -> None:
+    """A shard is the one that the index lists.
+
+    Args:
+        place: of the shard, for messages.
+        shard: as listed.
+        size: bytes found.
+        digest: gives the SHA-256 found; not called if the size is wrong.
+
+    Raises:
+        DataError: if it is not.
+    """
+    if size != shard.bytes:
+        raise DataError(f"{place}: found {size} bytes, expected {shard.bytes}; prepare the dataset again")
+    if (found := digest()) != shard.sha256:
+        raise DataError(f"{place}: found sha256 {found}, expected {shard.sha256}; prepare the dataset again")
+
+
+def check_members(place: Path | str, shard: Shard, ids: Sequence[str], steps: Sequence[int] | None = None) -> None:
+    """A shard holds the episodes that the index lists for it, of these lengths.
+
+    Raises:
+        DataError: if it does not.
+    """
+    if tuple(ids) != shard.episodes or (steps is not None and tuple(steps) != shard.steps):
+        raise DataError(f"{place}: does not hold the episodes that index.json lists for it; prepare the dataset again")
+
+
+def read_episode(member: str, content: bytes) -> Episode:
+    """An episode from a member of a shard.
+
+    Args:
+        member: its name, ``<episode id>.safetensors``.
+        content: of the member.
+
+    Raises:
+        DataError: if an array is not as an episode needs it.
+    """
+    arrays = load(content)
+    return Episode(
+        id=member.removesuffix(".safetensors"),
+        observations=arrays["observations"],
+        next_observations=arrays.get("next_observations"),
+        actions=arrays.get("actions"),
+        rewards=arrays.get("rewards"),
+        terminated=bool(arrays["terminated"]),
+        truncated=bool(arrays["truncated"]),
+    )
 
 
 def write_rewards(folder: Path, dataset: Dataset, rewards: Mapping[str, np.ndarray]) -> None:

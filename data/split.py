@@ -28,8 +28,17 @@ def held_out(episodes: Sequence[Episode], fraction: float, seed: int) -> tuple[l
     Raises:
         ValueError: if ``fraction`` is not in (0, 1).
     """
+    chosen = held_out_ids([episode.id for episode in episodes], fraction, seed)
+    return [e for e in episodes if e.id not in chosen], [e for e in episodes if e.id in chosen]
+
+
+def held_out_ids(ids: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """The ids of the episodes that ``held_out`` holds out.
+
+    Raises:
+        ValueError: if ``fraction`` is not in (0, 1).
+    """
     if not 0 < fraction < 1:
         raise ValueError(f"held-out fraction: found {fraction}, expected a number in (0, 1)")
-    count = min(max(round(fraction * len(episodes)), 1), len(episodes) - 1) if episodes else 0
-    chosen = hashed_choice([episode.id for episode in episodes], count, seed)
-    return [e for e in episodes if e.id not in chosen], [e for e in episodes if e.id in chosen]
+    count = min(max(round(fraction * len(ids)), 1), len(ids) - 1) if ids else 0
+    return hashed_choice(ids, count, seed)

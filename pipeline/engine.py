@@ -8,7 +8,8 @@ A learner is an ``nn.Module`` whose parameters carry the replica axis first and 
 - ``after_update()``: target networks,
 - ``export()``: the model that is shipped, asked for where snapshots are.
 
-``sample(generator)`` draws a batch on the device, from tables that live there.
+``sample(generator)`` draws a batch on the device, from tables that live there; ``seek(update)``, called before each update,
+lets tables that change with time catch up.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ COMPILE_FROM = 6000
 """Updates from which a training is compiled by default."""
 
 Sample = Callable[[torch.Generator], Any]
+Seek = Callable[[int], None]
 Gradients = Callable[[Any], tuple[tuple[Tensor | None, ...], dict[str, Tensor]]]
 
 
@@ -179,7 +181,9 @@ def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
 class _Chunks(pl.LightningModule):
     """Lightning's view of a run: one epoch is one chunk of updates."""
 
-    def __init__(self, learner: nn.Module, sample: Sample, training: TrainingConfig, key: str, seed: int) -> None:
+    def __init__(
+        self, learner: nn.Module, sample: Sample, training: TrainingConfig, key: str, seed: int, seek: Seek | None
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.learner = learner
@@ -188,6 +192,7 @@ class _Chunks(pl.LightningModule):
             average = get_ema_multi_avg_fn(1 - training.average_rate)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(learner, multi_avg_fn=average)
         self.sample = sample
+        self.seek = seek
         self.training_config = training
         self.key = key
         self.updates = 0
@@ -238,6 +243,8 @@ class _Chunks(pl.LightningModule):
             for group, rate, cosine in zip(optimizer.param_groups, self._initial_rates, self._cosine, strict=True):
                 if cosine:
                     group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+            if self.seek is not None:
+                self.seek(self.updates)
             gradients, values = self.gradients(self.sample(self.generator))
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -399,7 +406,16 @@ def run_key(run: Run, *parts: Any) -> str:
     return f"{run.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: Run, metric: str, key: str) -> None:
+def train(
+    learner: nn.Module,
+    sample: Sample,
+    training: TrainingConfig,
+    *,
+    run: Run,
+    metric: str,
+    key: str,
+    seek: Seek | None = None,
+) -> None:
     """Train ``learner`` in place; write ``curves.tsv``, TensorBoard logs and ``snapshots/<update>/`` into ``run.output``.
 
     Args:
@@ -409,6 +425,7 @@ def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: 
         run: names, seeds and folders.
         metric: the metric shown in progress lines.
         key: from ``run_key``. A checkpoint with this key is resumed; it is removed when training has finished.
+        seek: called with the number of updates made, before each one, so that ``sample`` draws from what belongs to it.
 
     Raises:
         NonFiniteLossError: if a loss or metric is not finite.
@@ -419,7 +436,7 @@ def train(learner: nn.Module, sample: Sample, training: TrainingConfig, *, run: 
     keep_freed_memory()
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
-    module = _Chunks(learner, sample, training, key, seed)
+    module = _Chunks(learner, sample, training, key, seed, seek)
     resume = path if _resumable(path, key) else None
     if resume:
         module.last_checkpoint = resume

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor
 from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
-from dynarep.data.shards import Dataset
-from dynarep.data.split import held_out
+from dynarep.data.shards import Dataset, ShardedDataset
 from dynarep.pipeline.encoders import DynamicsEncoder
 from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
 from dynarep.pipeline.functional import effective_rank
 from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig, retrieval_accuracy
 from dynarep.pipeline.params import Field, config
+from dynarep.pipeline.sources import StreamConfig, open_source, open_split
 
 
 @config
@@ -38,18 +39,21 @@ class PretrainDynamicsConfig:
     """Append ValueDICE's absorbing-state bit and lead terminated episodes into the absorbing state."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of episodes kept for the metrics."""
+    stream: StreamConfig | None = None
+    """For datasets larger than memory; by default all of both is in memory."""
     method: DynamicsConfig
     training: TrainingConfig
 
 
 def pretrain_dynamics(
-    c: PretrainDynamicsConfig, dataset: Dataset, noise: Dataset, run: Run
+    c: PretrainDynamicsConfig, dataset: Dataset | ShardedDataset, noise: Dataset | ShardedDataset, run: Run
 ) -> tuple[DynamicsEncoder, dict[str, Any]]:
     """Train and measure; returns the encoder and metrics on held-out episodes.
 
     Raises:
         ValueError: if the dataset has no actions or too few episodes to hold some out, or the noise dataset has other
             observations.
+        DataError: if a streamed shard is missing, truncated or changed, or cannot be had.
     """
     if noise.spec.observation_dim != dataset.spec.observation_dim:
         raise ValueError(
@@ -60,41 +64,51 @@ def pretrain_dynamics(
         raise ValueError(f"pretrain_dynamics.dataset: {dataset.name} has no actions; phi(s, a) needs them")
     torch.manual_seed(run.seed)
     device = training_device()
-    prepare = with_absorbing_states if c.absorbing else list
-    fit, kept = (prepare(part) for part in held_out(dataset.episodes, c.held_out, run.seed))
-    if not kept:
-        raise ValueError(f"pretrain_dynamics.dataset: {dataset.name} has one episode; two are needed to hold one out")
-    table = TransitionTable.from_episodes(fit, device=device)
-    noise_states = _states(prepare(noise.episodes), c.noise.states, device)
-    mean, std = observation_moments(dataset, absorbing=c.absorbing)
-    learner = Dynamics(c.method, run.replicas, mean, std, dataset.spec.action_dim, absorbing=c.absorbing)
-    shape = (run.replicas, c.training.batch_size)
-
-    def sample(generator: torch.Generator) -> ContrastiveBatch:
-        batch = table.gather(uniform(len(table), shape, generator, device))
-        noise = noise_states[uniform(len(noise_states), shape, generator, device)]
-        return ContrastiveBatch(batch.observations, batch.actions, batch.next_observations, noise)
-
-    train(
-        learner,
-        sample,
-        c.training,
-        run=run,
-        metric="normalisation",
-        key=run_key(run, c, dataset.fingerprint, noise.fingerprint),
-    )
-    encoder = learner.export()
-    metrics = {
-        "held_out": measure(encoder, TransitionTable.from_episodes(kept), noise_states.cpu()),
-        "train": measure(encoder, TransitionTable.from_episodes(fit), noise_states.cpu()),
+    transform = with_absorbing_states if c.absorbing else list
+    reading: dict[str, Any] = {
+        "seed": run.seed,
+        "draws": c.training.batch_size,
+        "transform": transform,
+        "device": device,
     }
+    with ExitStack() as stack:
+        source, kept = open_split(dataset, c.stream, fraction=c.held_out, **reading)
+        stack.enter_context(source)
+        if not kept:
+            raise ValueError(
+                f"pretrain_dynamics.dataset: {dataset.name} has one episode; two are needed to hold one out"
+            )
+        noise_source = source
+        if c.stream is None or noise.name != dataset.name:
+            noise_source = stack.enter_context(open_source(noise, c.stream, **reading))
+        mean, std = observation_moments(dataset, absorbing=c.absorbing)
+        learner = Dynamics(c.method, run.replicas, mean, std, dataset.spec.action_dim, absorbing=c.absorbing)
+        shape = (run.replicas, c.training.batch_size)
+
+        def noise_states() -> Tensor:
+            table = noise_source.table
+            return table.next_observations if c.noise.states == "next" else table.observations
+
+        def sample(generator: torch.Generator) -> ContrastiveBatch:
+            table, states = source.table, noise_states()
+            batch = table.gather(uniform(len(table), shape, generator, device))
+            noise = states[uniform(len(states), shape, generator, device)]
+            return ContrastiveBatch(batch.observations, batch.actions, batch.next_observations, noise)
+
+        def seek(update: int) -> None:
+            source.seek(update)
+            noise_source.seek(update)
+
+        key = run_key(run, c, dataset.fingerprint, noise.fingerprint)
+        train(learner, sample, c.training, run=run, metric="normalisation", key=key, seek=seek)
+        seek(c.training.updates - 1)
+        encoder = learner.export()
+        states = noise_states().cpu()
+        metrics = {
+            "held_out": measure(encoder, TransitionTable.from_episodes(kept), states),
+            "train": measure(encoder, source.table, states),
+        }
     return encoder, metrics
-
-
-def _states(episodes: Any, which: str, device: torch.device) -> Tensor:
-    table = TransitionTable.from_episodes(episodes, device=device)
-    batch = table.gather(torch.arange(len(table), device=device))
-    return (batch.next_observations if which == "next" else batch.observations).contiguous()
 
 
 @torch.no_grad()
@@ -109,9 +123,9 @@ def measure(encoder: DynamicsEncoder, table: TransitionTable, noise: Tensor, *, 
     generator = torch.Generator().manual_seed(0)
     index = torch.randperm(len(table), generator=generator)[:limit]
     noise = noise[torch.randperm(len(noise), generator=generator)[:limit]]
-    batch = table.gather(index[None])
-    phi = encoder.phi(batch.observations, batch.actions)
-    mu_next = encoder.mu(batch.next_observations)
+    batch = table.gather(index[None].to(table.packed.device))
+    phi = encoder.phi(batch.observations.cpu(), batch.actions.cpu())
+    mu_next = encoder.mu(batch.next_observations.cpu())
     negatives = min(255, len(index) - 1)
     return {
         "normalisation": (phi.mean(1) * encoder.mu(noise[None]).mean(1)).sum(-1).mean().item(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,15 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from dynarep.data.resident import TransitionTable, observation_moments
+from dynarep.data.resident import observation_moments
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
-from dynarep.data.shards import Dataset
-from dynarep.data.split import held_out
+from dynarep.data.shards import Dataset, ShardedDataset
 from dynarep.pipeline.encoders import IntentEncoder
 from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
 from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
 from dynarep.pipeline.params import Field, config
+from dynarep.pipeline.sources import StreamConfig, open_split
 
 HORIZON = 50
 """Largest number of steps over which distances are compared."""
@@ -30,52 +31,64 @@ class PretrainIntentConfig:
     dataset: str
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of episodes kept for the metrics."""
+    stream: StreamConfig | None = None
+    """For a dataset larger than memory; by default all of it is in memory."""
     method: ICVFConfig
     training: TrainingConfig
 
 
 def pretrain_intent(
-    c: PretrainIntentConfig, dataset: Dataset, run: Run
+    c: PretrainIntentConfig, dataset: Dataset | ShardedDataset, run: Run
 ) -> tuple[IntentEncoder, dict[str, Any], list[dict[str, Any]]]:
-    """Train, calibrate and measure; returns the encoder, its metrics, and rows of distance against k."""
+    """Train, calibrate and measure; returns the encoder, its metrics, and rows of distance against k.
+
+    Raises:
+        ValueError: if no held-out episode has two states.
+        DataError: if a streamed shard is missing, truncated or changed, or cannot be had.
+    """
     torch.manual_seed(run.seed)
     device = training_device()
-    fit, kept = held_out(dataset.episodes, c.held_out, run.seed)
-    if all(episode.length < 2 for episode in kept):
-        raise ValueError(
-            f"pretrain_intent.held_out: none of the {len(kept)} episodes held out of {dataset.name} has two states; "
-            "hold out more episodes"
-        )
-    table = TransitionTable.from_episodes(fit, device=device)
-    learner = ICVF(c.method, run.replicas, *observation_moments(dataset))
-    shape = (run.replicas, c.training.batch_size)
-    m = c.method
+    source, kept = open_split(
+        dataset, c.stream, fraction=c.held_out, seed=run.seed, draws=c.training.batch_size, device=device
+    )
+    with source:
+        if all(episode.length < 2 for episode in kept):
+            raise ValueError(
+                f"pretrain_intent.held_out: none of the {len(kept)} episodes held out of {dataset.name} has two states; "
+                "hold out more episodes"
+            )
+        learner = ICVF(c.method, run.replicas, *observation_moments(dataset))
+        shape = (run.replicas, c.training.batch_size)
+        m = c.method
 
-    def sample(generator: torch.Generator) -> GoalBatch:
-        index = uniform(len(table), shape, generator, device)
-        g, z = goal_and_intent(
-            index,
-            table.last[index],
-            len(table),
-            p_random=m.p_random,
-            p_trajectory=m.p_trajectory,
-            p_current=m.p_current,
-            p_same=m.p_same,
-            generator=generator,
-        )
-        batch = table.gather(index)
-        return GoalBatch(
-            batch.observations,
-            batch.next_observations,
-            table.observations_at(g),
-            table.observations_at(z),
-            (g == index).float(),
-            (z == index).float(),
-        )
+        def sample(generator: torch.Generator) -> GoalBatch:
+            table = source.table
+            index = uniform(len(table), shape, generator, device)
+            g, z = goal_and_intent(
+                index,
+                table.last[index],
+                len(table),
+                p_random=m.p_random,
+                p_trajectory=m.p_trajectory,
+                p_current=m.p_current,
+                p_same=m.p_same,
+                generator=generator,
+            )
+            batch = table.gather(index)
+            return GoalBatch(
+                batch.observations,
+                batch.next_observations,
+                table.observations_at(g),
+                table.observations_at(z),
+                (g == index).float(),
+                (z == index).float(),
+            )
 
-    train(learner, sample, c.training, run=run, metric="value", key=run_key(run, c, dataset.fingerprint))
-    encoder = learner.export()
-    encoder.calibration.copy_(step_calibration(encoder, dataset.episodes))
+        key = run_key(run, c, dataset.fingerprint)
+        train(learner, sample, c.training, run=run, metric="value", key=key, seek=source.seek)
+        source.seek(c.training.updates - 1)
+        encoder = learner.export()
+        encoder.calibration.copy_(step_calibration(encoder, source.episodes()))
     spaces = {"psi": encoder.embed, "raw": lambda x: x, "standardised": learner.normaliser}
     metrics: dict[str, Any] = {"calibration": encoder.calibration.tolist()}
     rows: list[dict[str, Any]] = []
@@ -95,7 +108,7 @@ def pretrain_intent(
 
 
 @torch.no_grad()
-def step_calibration(encoder: IntentEncoder, episodes: list[Episode]) -> Tensor:
+def step_calibration(encoder: IntentEncoder, episodes: Iterable[Episode]) -> Tensor:
     """The scale (R,) that makes the squared distance of one step 1 on average over the episodes' transitions.
 
     Raises:

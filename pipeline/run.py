@@ -17,7 +17,7 @@ from dynarep.data.folders import whole_folder
 from dynarep.pipeline.params import Field, config, read_section, read_yaml, validate
 
 if TYPE_CHECKING:
-    from dynarep.data.shards import Dataset
+    from dynarep.data.shards import Dataset, DatasetInfo, ShardedDataset
     from dynarep.pipeline.engine import Run
 
 T = TypeVar("T")
@@ -88,13 +88,19 @@ class Stage:
 
         return load_dataset(self.shards / name)
 
+    def sharded_dataset(self, name: str) -> ShardedDataset:
+        """A prepared dataset of which only the index is read."""
+        from dynarep.data.shards import open_dataset
+
+        return open_dataset(self.shards / name)
+
     @contextmanager
     def output(self) -> Iterator[Path]:
         """A fresh folder that becomes ``destination`` when the block ends well, and vanishes when it does not."""
         with whole_folder(self.destination) as folder:
             yield folder
 
-    def provenance(self, *datasets: Dataset, model: str = "") -> dict[str, Any]:
+    def provenance(self, *datasets: DatasetInfo, model: str = "") -> dict[str, Any]:
         """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints.
 
         Args:

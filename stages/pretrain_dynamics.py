@@ -12,7 +12,8 @@ def main(stage: Stage) -> None:
 
     c = stage.config(PretrainDynamicsConfig)
     c = replace(c, training=c.training.smoke()) if stage.smoke else c
-    dataset, noise = stage.dataset(c.dataset), stage.dataset(c.noise.dataset)
+    open_dataset = stage.dataset if c.stream is None else stage.sharded_dataset
+    dataset, noise = open_dataset(c.dataset), open_dataset(c.noise.dataset)
     with stage.output() as folder:
         encoder, metrics = pretrain_dynamics(c, dataset, noise, stage.run(folder))
         write_json(folder / "metrics.json", metrics)

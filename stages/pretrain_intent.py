@@ -13,7 +13,7 @@ def main(stage: Stage) -> None:
 
     c = stage.config(PretrainIntentConfig)
     c = replace(c, training=c.training.smoke()) if stage.smoke else c
-    dataset = stage.dataset(c.dataset)
+    dataset = stage.dataset(c.dataset) if c.stream is None else stage.sharded_dataset(c.dataset)
     with stage.output() as folder:
         encoder, metrics, distances = pretrain_intent(c, dataset, stage.run(folder))
         write_json(folder / "metrics.json", metrics)

@@ -248,8 +248,11 @@ def test_references_of_cards_are_checked(project: Project) -> None:
         ("path: x\n", "path and format: found only one of them, expected both"),
         ("format: d4rl\nfrom: walk\n", "path and format: found only one of them"),
         ("path: x\nformat: csv\n", "format: found 'csv': Input should be 'd4rl', 'arrays', 'ogbench'"),
-        ("env: Hopper-v4\n", "found no source, expected exactly one of path, dataset, mix and from"),
-        ("from: walk\nmix: [walk]\n", "found mix and from, expected exactly one of path, dataset, mix and from"),
+        ("env: Hopper-v4\n", "found no source, expected exactly one of path, dataset, shards, mix and from"),
+        (
+            "from: walk\nmix: [walk]\n",
+            "found mix and from, expected exactly one of path, dataset, shards, mix and from",
+        ),
         ("from: walk\ntopp: 1\n", "topp: unknown key, expected one of description, path, dataset, format, mirrors"),
         ("base: walk\n", "base: unknown key"),
         ("name: x\nfrom: walk\n", "name: unknown key; a card is named by its file"),

@@ -242,8 +242,8 @@ def test_an_unusable_index_is_refused(make_episode: Make, tmp_path: Path) -> Non
     for content, message in (
         ('{"schema_ver', "not valid JSON"),
         ("[1]", f"schema_version: found None, expected {SCHEMA_VERSION}; prepare it again"),
-        (json.dumps({**index, "schema_version": 0}), "found 0, expected 1; prepare it again"),
-        (json.dumps({**index, "schema_version": 99}), "found 99, expected 1; update dynarep"),
+        (json.dumps({**index, "schema_version": 0}), "found 0, expected 2; prepare it again"),
+        (json.dumps({**index, "schema_version": 99}), "found 99, expected 2; update dynarep"),
         (json.dumps(without), "missing returns; prepare the dataset again"),
     ):
         (folder / "index.json").write_text(content)

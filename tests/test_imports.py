@@ -13,6 +13,8 @@ HEAVY = ("torch", "lightning", "webdataset", "gymnasium", "mujoco", "h5py", "sci
 OWNERS = {
     "lightning": ["pipeline/engine.py"],
     "webdataset": ["data/shards.py"],
+    "fsspec": ["data/remote.py"],
+    "aiohttp": ["data/remote.py"],
     "gymnasium": ["pipeline/environments.py", "data/embedded/record.py"],
     "gymnasium_robotics": ["pipeline/environments.py"],
     "shimmy": ["pipeline/environments.py"],

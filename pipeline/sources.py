@@ -1,0 +1,156 @@
+"""Where a pretraining stage draws from: a dataset in memory, or a stream of one that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+
+from dynarep.data.resident import TransitionTable
+from dynarep.data.schema import Episode
+from dynarep.data.shards import Dataset, ShardedDataset
+from dynarep.data.split import held_out, held_out_ids
+from dynarep.data.stream import EpisodeBuffer, Transform, read_some
+from dynarep.pipeline.params import Field, config
+
+
+@config
+class StreamConfig:
+    """How to read a dataset that does not fit in memory, see ``docs/streaming.md``."""
+
+    buffer_steps: int = Field(gt=0)
+    """Transitions in memory; a dataset that has no more is read once and kept."""
+    reuse: float = Field(default=1.0, gt=0)
+    """How often a transition is drawn, on average and by each replica, before another one takes its place."""
+    shuffle_shards: int = Field(default=16, gt=0)
+    """Shards, from all over the dataset, whose episodes are shuffled together."""
+    cache: bool = True
+    """Keep downloaded shards in the cache folder."""
+
+
+class Source(Protocol):
+    """Episodes as a table that may change from update to update; to be closed."""
+
+    @property
+    def table(self) -> TransitionTable:
+        """What to draw from at the moment; there after ``seek``."""
+
+    def seek(self, update: int) -> None:
+        """Have ``table`` hold what belongs to an update, counted from 0 and never going back."""
+
+    def episodes(self) -> Iterable[Episode]:
+        """Episodes that stand for the whole dataset."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Resident:
+    """A source that never changes.
+
+    Args:
+        table: to draw from.
+        episodes: of the whole dataset.
+    """
+
+    def __init__(self, table: TransitionTable, episodes: list[Episode]) -> None:
+        self.table = table
+        self._episodes = episodes
+
+    def seek(self, update: int) -> None:
+        """Do nothing."""
+
+    def episodes(self) -> list[Episode]:
+        """All episodes of the dataset."""
+        return self._episodes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def open_source(
+    dataset: Dataset | ShardedDataset,
+    stream: StreamConfig | None,
+    *,
+    seed: int,
+    draws: int,
+    transform: Transform = list,
+    device: torch.device,
+    ids: Collection[str] | None = None,
+) -> Source:
+    """All episodes of a dataset, or some, to draw from.
+
+    Args:
+        dataset: in memory if ``stream`` is None, else its index.
+        stream: how to read it.
+        seed: of the order in which a stream is read.
+        draws: transitions that one replica draws per update.
+        transform: applied to all episodes.
+        device: of the table.
+        ids: of the episodes, all by default.
+
+    Raises:
+        DataError: if an episode is longer than the buffer of the stream.
+    """
+    if isinstance(dataset, Dataset):
+        episodes = [episode for episode in dataset.episodes if ids is None or episode.id in ids]
+        return Resident(TransitionTable.from_episodes(transform(episodes), device=device), dataset.episodes)
+    assert stream is not None
+    return EpisodeBuffer(
+        dataset,
+        steps=stream.buffer_steps,
+        steps_per_update=draws / stream.reuse,
+        seed=seed,
+        shuffle_shards=stream.shuffle_shards,
+        cache=stream.cache,
+        transform=transform,
+        device=device,
+        ids=ids,
+    )
+
+
+def open_split(
+    dataset: Dataset | ShardedDataset,
+    stream: StreamConfig | None,
+    *,
+    fraction: float,
+    seed: int,
+    draws: int,
+    transform: Transform = list,
+    device: torch.device,
+) -> tuple[Source, list[Episode]]:
+    """Episodes to draw from, and episodes to measure on, none of them in both.
+
+    Args:
+        dataset: in memory if ``stream`` is None, else its index.
+        stream: how to read it.
+        fraction: share of the episodes that are not drawn from. Of a stream only some of them are read, about as large a
+            share of the buffer.
+        seed: of the split and the order.
+        draws: transitions that one replica draws per update.
+        transform: applied to all episodes.
+        device: of the table.
+
+    Raises:
+        DataError: if an episode is longer than the buffer of the stream, or a shard cannot be used.
+    """
+    reading: dict[str, Any] = {"seed": seed, "draws": draws, "transform": transform, "device": device}
+    if isinstance(dataset, Dataset):
+        fit, kept = held_out(dataset.episodes, fraction, seed)
+        return open_source(dataset, None, ids={episode.id for episode in fit}, **reading), transform(kept)
+    assert stream is not None
+    every = [name for shard in dataset.shards for name in shard.episodes]
+    chosen = held_out_ids(every, fraction, seed)
+    source = open_source(dataset, stream, ids=set(every) - chosen, **reading)
+    total = sum(sum(shard.steps) for shard in dataset.shards)
+    limit = total if total <= stream.buffer_steps else round(fraction * stream.buffer_steps)
+    options: dict[str, Any] = {"seed": seed, "shuffle_shards": stream.shuffle_shards, "cache": stream.cache}
+    kept = read_some(dataset, ids=chosen, steps=limit, **options) if chosen else []
+    return source, transform(kept)
