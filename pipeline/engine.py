@@ -6,7 +6,8 @@ A learner is an ``nn.Module`` whose parameters carry the replica axis first and 
   (the rate decays to zero over the run),
 - ``losses(batch) -> Losses``: one loss per replica; replicas are summed, so their gradients stay independent,
 - ``after_update()``: target networks,
-- ``export()``: the model that is shipped, asked for where snapshots are.
+- ``export()``: the model that is shipped, asked for where snapshots are,
+- and perhaps ``whole``: names of the batch's fields that are not dealt out where several processes share a batch.
 
 ``sample(generator)`` draws a batch on the device, from tables that live there; ``seek(update)``, called before each update,
 lets tables that change with time catch up.
@@ -21,11 +22,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +39,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from dynarep.pipeline.artifacts import save_model
+from dynarep.pipeline.distributed import TrainerConfig, check_processes, mean_over_processes, process_rank, rows_of
 from dynarep.pipeline.functional import Losses
 from dynarep.pipeline.params import Field, config
 
@@ -95,8 +98,11 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def training_device() -> torch.device:
-    """The first GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """This process's GPU, the first one unless several processes share a node, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return torch.device("cuda", int(local) % torch.cuda.device_count())
 
 
 def keep_freed_memory() -> None:
@@ -236,7 +242,7 @@ class _Chunks(pl.LightningModule):
         training, parameters = self.training_config, self._trained()
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
         rows: list[Tensor] = []
-        snapshot_updates = training.snapshot_updates
+        snapshot_updates, processes = training.snapshot_updates, self.trainer.world_size
         started = time.perf_counter()
         for _ in range(min(training.updates_per_chunk, training.updates - self.updates)):
             progress = self.updates / training.updates
@@ -245,7 +251,12 @@ class _Chunks(pl.LightningModule):
                     group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * progress))
             if self.seek is not None:
                 self.seek(self.updates)
-            gradients, values = self.gradients(self.sample(self.generator))
+            drawn = self.sample(self.generator)
+            if processes > 1:
+                drawn = rows_of(drawn, self.trainer.global_rank, processes, getattr(self.learner, "whole", ()))
+            gradients, values = self.gradients(drawn)
+            if processes > 1:
+                gradients = mean_over_processes(gradients)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             if training.gradient_clip is not None:
@@ -260,7 +271,11 @@ class _Chunks(pl.LightningModule):
                 self.snapshots[self.updates] = {name: value.detach().clone() for name, value in state.items()}
             rows.append(torch.stack(list(values.values())))
         names = list(values)
-        table = torch.stack(rows).cpu()  # (K, metrics, R): the only synchronisation of the chunk
+        stacked = torch.stack(rows)
+        if processes > 1:
+            torch.distributed.all_reduce(stacked)
+            stacked /= processes
+        table = stacked.cpu()  # (K, metrics, R): the only synchronisation of the chunk
         finite = table.isfinite().flatten(1).all(1)
         if not finite.all():
             k = int(finite.logical_not().nonzero()[0, 0])
@@ -307,7 +322,8 @@ class _Checkpoint(pl.Callback):
         if due and all(bool(p.isfinite().all()) for p in pl_module.parameters()):
             temporary = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(temporary)
-            temporary.replace(self.path)
+            if trainer.is_global_zero:
+                temporary.replace(self.path)
             pl_module.last_checkpoint = self.path
 
 
@@ -320,7 +336,7 @@ class _Progress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.last = time.monotonic()
         self.bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and trainer.is_global_zero:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -341,6 +357,8 @@ class _Progress(pl.Callback):
         status = f"{row['updates_per_second']:.0f}/s  {self.metric} {row[self.metric]:.4g}"
         if self.bar is not None:
             self.bar.update(self.task, completed=pl_module.updates, status=status)
+        elif not trainer.is_global_zero:
+            return
         elif time.monotonic() - self.last > self.seconds or pl_module.updates >= self.total:
             self.last = time.monotonic()
             print(f"{self.title}: {pl_module.updates:,}/{self.total:,}  {status}", file=sys.stderr, flush=True)
@@ -376,6 +394,7 @@ class Run:
         replicas: independent copies trained together.
         output: an existing folder that receives curves, TensorBoard logs and the artifact.
         checkpoints: folder of resume checkpoints, outside of any stage output.
+        trainer: the processes that share the work.
     """
 
     name: str
@@ -383,6 +402,12 @@ class Run:
     replicas: int
     output: Path
     checkpoints: Path
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def part(self) -> dict[str, int]:
+        """Which part of a stream this process reads, of how many."""
+        return {"part": process_rank(self.trainer.devices), "parts": self.trainer.processes}
 
     def within(self, name: str) -> Run:
         """The same run for one of several models of a stage, in a new sub-folder."""
@@ -429,10 +454,12 @@ def train(
 
     Raises:
         NonFiniteLossError: if a loss or metric is not finite.
+        ValueError: if the batch cannot be shared among the processes, or another number of them runs.
         KeyboardInterrupt: on Ctrl-C or SIGTERM; the message says at which update.
     """
     name, output, checkpoints, seed = run.name, run.output, run.checkpoints, run.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    check_processes(run.trainer)
     keep_freed_memory()
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
@@ -446,7 +473,10 @@ def train(
         warnings.filterwarnings("ignore", category=FutureWarning)
         trainer = pl.Trainer(
             accelerator="auto",
-            devices=1,
+            devices=run.trainer.devices,
+            num_nodes=run.trainer.num_nodes,
+            strategy=run.trainer.strategy,
+            use_distributed_sampler=False,
             max_epochs=math.ceil(training.updates / training.updates_per_chunk),
             logger=TensorBoardLogger(output, name="tensorboard", version=""),
             callbacks=[_Checkpoint(path), _Progress(name, training.updates, metric)],
@@ -463,6 +493,8 @@ def train(
             raise KeyboardInterrupt(f"at update {module.updates} of {training.updates} of {name}") from None
     learner.load_state_dict(module.kept.state_dict())
     learner.cpu().eval()
+    if trainer.world_size > 1:
+        trainer.strategy.barrier()
     write_table(output / "curves.tsv", module.curve)
     for update, state in module.snapshots.items():
         model = learner.export()  # type: ignore[operator]

@@ -70,6 +70,7 @@ def pretrain_dynamics(
         "draws": c.training.batch_size,
         "transform": transform,
         "device": device,
+        **run.part,
     }
     with ExitStack() as stack:
         source, kept = open_split(dataset, c.stream, fraction=c.held_out, **reading)

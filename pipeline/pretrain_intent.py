@@ -48,9 +48,8 @@ def pretrain_intent(
     """
     torch.manual_seed(run.seed)
     device = training_device()
-    source, kept = open_split(
-        dataset, c.stream, fraction=c.held_out, seed=run.seed, draws=c.training.batch_size, device=device
-    )
+    reading: dict[str, Any] = {"seed": run.seed, "draws": c.training.batch_size, "device": device, **run.part}
+    source, kept = open_split(dataset, c.stream, fraction=c.held_out, **reading)
     with source:
         if all(episode.length < 2 for episode in kept):
             raise ValueError(

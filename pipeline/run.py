@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dynarep.data.folders import whole_folder
+from dynarep.pipeline.distributed import process_rank
 from dynarep.pipeline.params import Field, config, read_section, read_yaml, validate
 
 if TYPE_CHECKING:
@@ -75,12 +77,20 @@ class Stage:
         values = read_yaml(self.params)
         return validate(RunConfig, {k: values[k] for k in ("seed", "replicas") if k in values}, str(self.params))
 
-    def run(self, output: Path) -> Run:
-        """The engine's view of this stage, writing into ``output``."""
+    def run(self, output: Path, *, shared: bool = False) -> Run:
+        """The engine's view of this stage, writing into ``output``.
+
+        Args:
+            output: an existing folder.
+            shared: train over the processes of section ``trainer``, if there is one.
+        """
+        from dynarep.pipeline.distributed import TrainerConfig
         from dynarep.pipeline.engine import Run
 
-        shared = self.run_config()
-        return Run(self.name, shared.seed, shared.replicas, output, self.project / ".dynarep" / "checkpoints")
+        c, checkpoints, trainer = self.run_config(), self.project / ".dynarep" / "checkpoints", TrainerConfig()
+        if shared and "trainer" in read_yaml(self.params):
+            trainer = read_section(self.params, "trainer", TrainerConfig)
+        return Run(self.name, c.seed, c.replicas, output, checkpoints, trainer)
 
     def dataset(self, name: str) -> Dataset:
         """A prepared dataset."""
@@ -96,9 +106,16 @@ class Stage:
 
     @contextmanager
     def output(self) -> Iterator[Path]:
-        """A fresh folder that becomes ``destination`` when the block ends well, and vanishes when it does not."""
-        with whole_folder(self.destination) as folder:
-            yield folder
+        """A fresh folder that becomes ``destination`` when the block ends well, and vanishes when it does not.
+
+        Of several processes only the first one's is kept.
+        """
+        if process_rank() > 0:
+            with TemporaryDirectory() as temporary:
+                yield Path(temporary)
+        else:
+            with whole_folder(self.destination) as folder:
+                yield folder
 
     def provenance(self, *datasets: DatasetInfo, model: str = "") -> dict[str, Any]:
         """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints.

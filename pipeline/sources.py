@@ -84,6 +84,8 @@ def open_source(
     transform: Transform = list,
     device: torch.device,
     ids: Collection[str] | None = None,
+    part: int = 0,
+    parts: int = 1,
 ) -> Source:
     """All episodes of a dataset, or some, to draw from.
 
@@ -95,6 +97,8 @@ def open_source(
         transform: applied to all episodes.
         device: of the table.
         ids: of the episodes, all by default.
+        part: of the ``parts`` that processes read of a stream, see ``EpisodeOrder``.
+        parts: number of processes.
 
     Raises:
         DataError: if an episode is longer than the buffer of the stream.
@@ -113,6 +117,8 @@ def open_source(
         transform=transform,
         device=device,
         ids=ids,
+        part=part,
+        parts=parts,
     )
 
 
@@ -125,6 +131,8 @@ def open_split(
     draws: int,
     transform: Transform = list,
     device: torch.device,
+    part: int = 0,
+    parts: int = 1,
 ) -> tuple[Source, list[Episode]]:
     """Episodes to draw from, and episodes to measure on, none of them in both.
 
@@ -137,11 +145,14 @@ def open_split(
         draws: transitions that one replica draws per update.
         transform: applied to all episodes.
         device: of the table.
+        part: of the ``parts`` that processes read of a stream.
+        parts: number of processes.
 
     Raises:
         DataError: if an episode is longer than the buffer of the stream, or a shard cannot be used.
     """
     reading: dict[str, Any] = {"seed": seed, "draws": draws, "transform": transform, "device": device}
+    reading |= {"part": part, "parts": parts}
     if isinstance(dataset, Dataset):
         fit, kept = held_out(dataset.episodes, fraction, seed)
         return open_source(dataset, None, ids={episode.id for episode in fit}, **reading), transform(kept)

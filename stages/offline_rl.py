@@ -22,7 +22,7 @@ def main(stage: Stage) -> None:
     dataset, demonstrations = stage.dataset(labels["dataset"]), stage.dataset(labels["demonstrations"])
     transitions = f"{sum(e.length for e in dataset.episodes):,} transitions"
     with stage.output() as folder:
-        run = stage.run(folder)
+        run = stage.run(folder, shared=True)
         summary = {}
         for name, policy in c.policies.items():
             stored, saw = None, {"expert": "nothing", "other": f"{transitions} with the true reward"}

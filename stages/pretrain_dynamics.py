@@ -15,7 +15,7 @@ def main(stage: Stage) -> None:
     open_dataset = stage.dataset if c.stream is None else stage.sharded_dataset
     dataset, noise = open_dataset(c.dataset), open_dataset(c.noise.dataset)
     with stage.output() as folder:
-        encoder, metrics = pretrain_dynamics(c, dataset, noise, stage.run(folder))
+        encoder, metrics = pretrain_dynamics(c, dataset, noise, stage.run(folder, shared=True))
         write_json(folder / "metrics.json", metrics)
         save_artifact(folder, encoder, {**stage.provenance(dataset, noise), "metrics": metrics})
 

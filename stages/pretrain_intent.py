@@ -15,7 +15,7 @@ def main(stage: Stage) -> None:
     c = replace(c, training=c.training.smoke()) if stage.smoke else c
     dataset = stage.dataset(c.dataset) if c.stream is None else stage.sharded_dataset(c.dataset)
     with stage.output() as folder:
-        encoder, metrics, distances = pretrain_intent(c, dataset, stage.run(folder))
+        encoder, metrics, distances = pretrain_intent(c, dataset, stage.run(folder, shared=True))
         write_json(folder / "metrics.json", metrics)
         write_table(folder / "distance.tsv", distances)
         save_artifact(folder, encoder, {**stage.provenance(dataset), "metrics": metrics})

@@ -3,6 +3,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from dynarep.pipeline.distributed import TrainerConfig
 from dynarep.pipeline.environments import d4rl_reference
 from dynarep.pipeline.evaluate import EvaluateConfig
 from dynarep.pipeline.imitate import ImitateConfig
@@ -130,10 +131,11 @@ PARAMS = [ROOT / "params.yaml", *sorted((ROOT / "configs" / "presets").glob("*.y
 class TestParamsFiles:
     def test_every_section_is_known_and_valid(self, path: Path) -> None:
         values = read_yaml(path)
-        assert set(values) <= {"seed", "replicas", *SECTIONS}
+        assert set(values) <= {"seed", "replicas", "trainer", *SECTIONS}
         for section in set(values) & set(SECTIONS):
             read_section(path, section, SECTIONS[section])
         validate(RunConfig, {k: values[k] for k in ("seed", "replicas") if k in values}, str(path))
+        validate(TrainerConfig, values.get("trainer", {}), str(path))
 
     def test_named_datasets_have_cards(self, path: Path) -> None:
         known = {card.stem for card in (ROOT / "configs" / "datasets").glob("*.yaml")}
@@ -153,7 +155,7 @@ class TestParamsFiles:
 
 
 def test_the_root_file_has_every_section() -> None:
-    assert set(read_yaml(ROOT / "params.yaml")) == {"seed", "replicas", *SECTIONS}
+    assert set(read_yaml(ROOT / "params.yaml")) == {"seed", "replicas", "trainer", *SECTIONS}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,6 @@ def test_presets_have_the_published_settings(
     c = read_section(path, "offline_rl", OfflineRLConfig)
     assert (c.iql.expectile, c.iql.temperature, c.iql.dropout) == (expectile, temperature, dropout)
     assert (c.reward_scale, c.reward_bias) == ("return_range", bias)
-    assert set(read_yaml(path)) == {"seed", "replicas", *SECTIONS}
+    assert set(read_yaml(path)) == {"seed", "replicas", "trainer", *SECTIONS}
     env = read_section(path, "evaluate", EvaluateConfig)
     assert d4rl_reference(env.env, env.env_options) is not None

@@ -40,6 +40,9 @@ class DynamicsConfig:
     feature_dim: int = Field(default=256, gt=0)
     """k, the width of phi and mu."""
     learning_rate: float = Field(default=3e-4, gt=0)
+    negatives: Literal["all", "own"] = "all"
+    """Where several processes share a batch: contrast with the noise states of all of it, as one process would, or of the
+    process's own rows, which is less work for each."""
     normalisation_weight: float = Field(default=1.0, ge=0)
     """Weight of (log E_{p_n} r)^2 in the ranking loss, which alone leaves r's scale open."""
 
@@ -97,6 +100,11 @@ class Dynamics(nn.Module):
             )
         )
         self.encoder.normaliser = Normaliser(observation_mean, observation_std)
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """What every process reads all of."""
+        return ("noise",) if self.config.negatives == "all" else ()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Phi and mu at one learning rate."""

@@ -1,0 +1,159 @@
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dynarep.data.schema import Episode
+from dynarep.data.shards import write_dataset
+from dynarep.pipeline.distributed import TrainerConfig, check_processes, process_rank, rows_of
+from dynarep.pipeline.run import Stage
+
+PROGRAM = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from dynarep.data.shards import load_dataset
+from dynarep.pipeline.distributed import TrainerConfig, process_rank
+from dynarep.pipeline.engine import Run, TrainingConfig
+from dynarep.pipeline.methods.dynamics import DynamicsConfig
+from dynarep.pipeline.methods.icvf import ICVFConfig
+from dynarep.pipeline.methods.iql import IQLConfig
+from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, offline_rl, scaled_rewards
+from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
+from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
+
+torch.set_num_threads(1)
+work, devices, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+data = load_dataset(work / "data")
+training = TrainingConfig(updates=6, batch_size=8, updates_per_chunk=3, checkpoint_every=3, compile=False)
+mine = out / f"process-{process_rank()}"
+mine.mkdir(parents=True)
+run = Run("test", 0, 2, mine, out / "checkpoints", TrainerConfig(devices=devices))
+intent = ICVFConfig(hidden=(16,), latent_dim=8)
+contrast = DynamicsConfig(hidden=(16,), feature_dim=8)
+noise = NoiseConfig(dataset="data", states="next")
+models = {
+    "intent": pretrain_intent(
+        PretrainIntentConfig(dataset="data", held_out=0.2, method=intent, training=training), data, run.within("intent")
+    )[0]
+}
+for loss in ("quadratic", "ranking"):
+    section = PretrainDynamicsConfig(
+        dataset="data", noise=noise, held_out=0.2, method=replace(contrast, loss=loss), training=training
+    )
+    models[loss] = pretrain_dynamics(section, data, data, run.within(loss))[0]
+c = OfflineRLConfig(policies={"iql": OfflinePolicyConfig(rewards="true")}, iql=IQLConfig(hidden=(16, 16)), training=training)
+rewards = scaled_rewards(data, None, 2, c)
+models["iql"] = offline_rl(c, c.policies["iql"], data, rewards, run.within("iql"))
+for name, model in models.items():
+    save_file(model.state_dict(), mine / f"{name}.safetensors")
+"""
+
+
+@dataclass(frozen=True)
+class Pair:
+    first: Tensor
+    second: Tensor | None
+
+
+def test_rows_are_dealt_out_in_order() -> None:
+    batch = Pair(torch.arange(24).view(2, 6, 2), torch.arange(12).view(2, 6))
+    parts = [rows_of(batch, rank, 3) for rank in range(3)]
+    torch.testing.assert_close(torch.cat([part.first for part in parts], 1), batch.first)
+    torch.testing.assert_close(torch.cat([part.second for part in parts if part.second is not None], 1), batch.second)
+    assert rows_of(batch, 1, 3, whole=("second",)).second is batch.second
+    assert rows_of(Pair(batch.first, None), 0, 2).second is None
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(ValueError, match="found 6, expected a multiple of the 4 processes of trainer"):
+        rows_of(Pair(torch.zeros(1, 6), None), 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, 0),
+        ({"RANK": "3", "LOCAL_RANK": "1"}, 3),
+        ({"SLURM_PROCID": "2"}, 2),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "1"}, 5),
+    ],
+)
+def test_the_rank_is_known_however_processes_were_started(environment: dict[str, str], rank: int) -> None:
+    assert process_rank(4, environment) == rank
+
+
+def test_another_number_of_processes_is_refused() -> None:
+    check_processes(TrainerConfig(devices=2, num_nodes=2), {"WORLD_SIZE": "4"})
+    check_processes(TrainerConfig(), {"SLURM_NTASKS": "8"})
+    with pytest.raises(ValueError, match="devices 1 times num_nodes 1 is 1, but 2 processes run"):
+        check_processes(TrainerConfig(), {"WORLD_SIZE": "2"})
+    with pytest.raises(ValueError, match="is 4, but 2 processes run"):
+        check_processes(TrainerConfig(devices=4), {"SLURM_NTASKS": "2"})
+
+
+def test_only_the_first_process_keeps_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    stage = Stage("report", tmp_path / "params.yaml")
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        with stage.output() as folder:
+            (folder / "by.txt").write_text(str(rank))
+    assert (stage.destination / "by.txt").read_text() == "0"
+
+
+def episodes(count: int, length: int) -> list[Episode]:
+    rng = np.random.default_rng(0)
+    return [
+        Episode(
+            id=f"e-{i}",
+            observations=rng.normal(size=(length + 1, 3)).cumsum(0).astype(np.float32),
+            actions=rng.uniform(-1, 1, (length, 2)).astype(np.float32),
+            rewards=rng.normal(size=length).astype(np.float32),
+            terminated=False,
+            truncated=True,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["lightning", "torchrun"])
+def test_two_processes_learn_what_one_does(start: str, tmp_path: Path) -> None:
+    bounds = (-1.0, -1.0), (1.0, 1.0)
+    write_dataset(tmp_path / "data", "data", episodes(10, 20), provenance={}, env=None, bounds=bounds)
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for devices in (1, 2):
+        launcher = torchrun if start == "torchrun" and devices == 2 else []
+        command = [
+            sys.executable,
+            *launcher,
+            str(program),
+            str(tmp_path),
+            str(devices),
+            str(tmp_path / f"by-{devices}"),
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PL_DISABLE_FORK": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("intent", "quadratic", "ranking", "iql"):
+        one = load_file(tmp_path / "by-1" / "process-0" / f"{name}.safetensors")
+        for rank in (0, 1):
+            two = load_file(tmp_path / "by-2" / f"process-{rank}" / f"{name}.safetensors")
+            for key, value in one.items():
+                torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+    rows = (tmp_path / "by-2" / "process-0" / "iql" / "curves.tsv").read_text().splitlines()
+    assert [row.split("\t")[0] for row in rows] == ["update", "3", "6"]
