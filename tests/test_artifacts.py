@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from models import Model, make
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from dynarep.pipeline.artifacts import (
     ArtifactError,
@@ -18,58 +18,13 @@ from dynarep.pipeline.artifacts import (
     load_policy,
     provenance,
     save_artifact,
+    select_replica,
 )
-from dynarep.pipeline.encoders import (
-    DynamicsArchitecture,
-    DynamicsEncoder,
-    IntentArchitecture,
-    IntentEncoder,
-    Policy,
-    PolicyArchitecture,
-)
-from dynarep.pipeline.networks import Normaliser
+from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder, Policy
 
 torch.set_num_threads(1)
 
-Model = IntentEncoder | DynamicsEncoder | Policy
 METADATA = {"path": "artifacts/here", "revision": "abc", "params": {"seed": 0}, "metrics": {"loss": 0.5}}
-
-
-def make(kind: str) -> Model:
-    torch.manual_seed(0)
-    model: Model
-    if kind == "intent":
-        model = IntentEncoder(
-            IntentArchitecture(replicas=2, observation_dim=3, hidden=(8,), latent_dim=4, variant="ailot")
-        )
-        model.calibration.copy_(torch.tensor([2.0, 3.0]))
-    elif kind == "dynamics":
-        model = DynamicsEncoder(
-            DynamicsArchitecture(
-                replicas=2,
-                observation_dim=3,
-                action_dim=2,
-                hidden=(8, 8),
-                feature_dim=4,
-                positive=True,
-                absorbing=True,
-            )
-        )
-    else:
-        model = Policy(
-            PolicyArchitecture(
-                replicas=2,
-                observation_dim=3,
-                action_low=(-1.0, 0.0),
-                action_high=(1.0, 5.0),
-                hidden=(8,),
-                absorbing=True,
-            )
-        )
-        nn.init.normal_(model.network.layers[-1].weight)
-    size = model.normaliser.mean.shape[0]
-    model.normaliser = Normaliser(torch.randn(size), torch.rand(size) + 0.5)
-    return model
 
 
 def inputs(model: Model, batch: int) -> tuple[torch.Tensor, ...]:
@@ -145,8 +100,28 @@ def test_what_is_written(saved: tuple[Model, Path]) -> None:
     assert torch.equal(weights["normaliser.mean"], model.normaliser.mean)
     card = (folder / "README.md").read_text()
     assert card.startswith(f"# {type(model).__name__}\n")
-    for text in ("- **revision**: abc", "| observation_dim | 3 |", 'Path("artifacts/here")'):
+    load = (
+        'load_policy(Path("artifacts/here"))' if isinstance(model, Policy) else 'dynarep.load_encoder("artifacts/here")'
+    )
+    for text in ("- **revision**: abc", "| observation_dim | 3 |", load):
         assert text in card
+
+
+def test_a_replica_alone(saved: tuple[Model, Path]) -> None:
+    model, folder = saved
+    x = inputs(model, 5)
+    one = select_replica(model, 1)
+    assert one.architecture.replicas == 1
+    if isinstance(model, IntentEncoder):
+        expected = model.embed(x[0][None])[1]
+    elif isinstance(model, DynamicsEncoder):
+        expected = model.phi(x[0][None], x[1][None])[1]
+    else:
+        expected = model.act(x[0][None])[1]
+    torch.testing.assert_close(one(*x), expected)
+    assert not torch.allclose(one(*x), model(*x))
+    program = torch.export.load(folder / "model.pt2")
+    assert {len(value) for name, value in program.state_dict.items() if "weight" in name} == {1}
 
 
 def test_no_pickle_is_needed(saved: tuple[Model, Path], monkeypatch: pytest.MonkeyPatch) -> None:
