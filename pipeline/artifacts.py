@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 from importlib import metadata as package_metadata
 from pathlib import Path
@@ -21,6 +22,9 @@ SCHEMA_VERSION = 1
 
 ARTIFACT_FILES = ("model.safetensors", "config.json", "metadata.json", "model.pt2", "README.md")
 """What ``save_artifact`` writes."""
+
+NO_PATH = "path/to/this/folder"
+"""Stands in the card of an artifact whose metadata has no path."""
 
 M = TypeVar("M", bound=IntentEncoder | DynamicsEncoder | Policy)
 
@@ -109,7 +113,7 @@ def _readme(kind: str, architecture: dict[str, Any], metadata: dict[str, Any]) -
     about = "\n".join(
         f"- **{key}**: {value}" for key, value in metadata.items() if isinstance(value, str | int | float)
     )
-    path = metadata.get("path", "path/to/this/folder")
+    path = metadata.get("path", NO_PATH)
     if kind == Policy.__name__:
         load = f"""from pathlib import Path
 from dynarep.pipeline.artifacts import load_policy
@@ -155,7 +159,9 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def load_artifact(folder: Path, *, observation_dim: int | None = None) -> IntentEncoder | DynamicsEncoder | Policy:
+def load_artifact(
+    folder: str | os.PathLike[str], *, observation_dim: int | None = None
+) -> IntentEncoder | DynamicsEncoder | Policy:
     """Load a frozen model in eval mode.
 
     Args:
@@ -166,7 +172,7 @@ def load_artifact(folder: Path, *, observation_dim: int | None = None) -> Intent
         ArtifactError: if a file is missing or damaged, the schema is newer, a key is unknown or missing, a weight or the
             normaliser is missing, or ``observation_dim`` differs.
     """
-    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
     try:
         config = json.loads(config_path.read_text())
     except FileNotFoundError:
@@ -209,23 +215,23 @@ def load_artifact(folder: Path, *, observation_dim: int | None = None) -> Intent
     return model.eval().requires_grad_(False)
 
 
-def _load(folder: Path, kind: type, observation_dim: int | None) -> Any:
+def _load(folder: str | os.PathLike[str], kind: type, observation_dim: int | None) -> Any:
     model = load_artifact(folder, observation_dim=observation_dim)
     if not isinstance(model, kind):
-        raise ArtifactError(f"{folder / 'config.json'}: type is {type(model).__name__}, expected {kind.__name__}")
+        raise ArtifactError(f"{Path(folder) / 'config.json'}: type is {type(model).__name__}, expected {kind.__name__}")
     return model
 
 
-def load_policy(folder: Path, *, observation_dim: int | None = None) -> Policy:
+def load_policy(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> Policy:
     """Load a policy, see ``load_artifact``."""
     return _load(folder, Policy, observation_dim)  # type: ignore[no-any-return]
 
 
-def load_intent_encoder(folder: Path, *, observation_dim: int | None = None) -> IntentEncoder:
+def load_intent_encoder(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> IntentEncoder:
     """Load an intent encoder, see ``load_artifact``."""
     return _load(folder, IntentEncoder, observation_dim)  # type: ignore[no-any-return]
 
 
-def load_dynamics_encoder(folder: Path, *, observation_dim: int | None = None) -> DynamicsEncoder:
+def load_dynamics_encoder(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> DynamicsEncoder:
     """Load a dynamics encoder, see ``load_artifact``."""
     return _load(folder, DynamicsEncoder, observation_dim)  # type: ignore[no-any-return]

@@ -204,6 +204,7 @@ class PretrainedEncoder(nn.Module):
 
         Raises:
             ArtifactError: as ``load_encoder``, and if the artifact is of another type.
+            huggingface_hub.errors.HfHubHTTPError: or another of its errors, if the Hub cannot be reached or has no such name.
         """
         from dynarep.pipeline.integrations.hub import HubEncoder
 

@@ -91,6 +91,7 @@ def test_the_hub(hub: Hub, artifact: Path) -> None:
     card = (hub.root / "me" / "psi" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: dynarep\n")
     assert 'dynarep.load_encoder("hf://me/psi")' in card
+    assert "- **path**: artifacts/pretrain_intent\n" in card
 
     loaded = load_encoder("hf://me/psi")
     assert hub.calls[-1] == {"name": "me/psi", "revision": None}

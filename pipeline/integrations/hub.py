@@ -10,6 +10,7 @@ try:
 except ImportError:
     raise ImportError("dynarep.pipeline.integrations.hub needs huggingface_hub: pip install 'dynarep[hub]'") from None
 
+from dynarep.pipeline.artifacts import NO_PATH
 from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedEncoder, PretrainedIntent, load_encoder
 from dynarep.pipeline.sources import HUB, hub_snapshot
 
@@ -34,7 +35,8 @@ class HubEncoder(
         """Write the artifact; its README gets the Hub's header and address."""
         self.encoder.save_pretrained(save_directory)
         readme = save_directory / "README.md"
-        text = readme.read_text().replace(self.encoder.metadata.get("path", "path/to/this/folder"), HUB + self.name)
+        path = self.encoder.metadata.get("path", NO_PATH)
+        text = readme.read_text().replace(f'load_encoder("{path}")', f'load_encoder("{HUB}{self.name}")')
         card = ModelCard(f"---\n{self._hub_mixin_info.model_card_data.to_yaml()}\n---\n\n{text}")
         card.save(readme)
 
