@@ -299,7 +299,7 @@ class PretrainedIntent(PretrainedEncoder):
         *,
         replica: int = 0,
         metadata: Mapping[str, Any] | None = None,
-        source: str = "IntentEncoder",
+        source: str = "encoder",
     ) -> None:
         super().__init__()
         self.source = source
@@ -362,7 +362,7 @@ class PretrainedDynamics(PretrainedEncoder):
         *,
         replica: int = 0,
         metadata: Mapping[str, Any] | None = None,
-        source: str = "DynamicsEncoder",
+        source: str = "encoder",
     ) -> None:
         super().__init__()
         a = model.architecture

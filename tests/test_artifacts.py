@@ -1,7 +1,9 @@
 import json
 import pickle
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -133,21 +135,46 @@ def test_no_pickle_is_needed(saved: tuple[Model, Path], monkeypatch: pytest.Monk
     load_artifact(saved[1])
 
 
-def test_programs_run_without_this_package(all_saved: dict[str, tuple[Model, Path]], tmp_path: Path) -> None:
+def torch_alone(folder: Path) -> Path:
+    """A folder to import from that holds PyTorch and what it requires, and nothing else."""
+    names, seen = ["torch"], set[str]()
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:  # required elsewhere
+            continue
+        names += [re.split(r"[^\w.-]", text)[0] for text in found.requires or () if "extra ==" not in text]
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(found.locate_file(top))))
+    return folder
+
+
+def test_programs_run_where_there_is_torch_alone(all_saved: dict[str, tuple[Model, Path]], tmp_path: Path) -> None:
     torch.manual_seed(1)
     batches = {str(folder): [inputs(model, size) for size in (1, 2, 7)] for model, folder in all_saved.values()}
     torch.save(batches, tmp_path / "in.pt")
-    program = """
-import sys, torch
+    (tmp_path / "site").mkdir()
+    program = f"""
+import sys
+from importlib.util import find_spec
+sys.path.append({str(torch_alone(tmp_path / "site"))!r})
+assert find_spec("torch")
+found = [name for name in ("dynarep", "numpy", "safetensors", "pydantic", "lightning") if find_spec(name)]
+assert not found, found
+import torch
 torch.set_num_threads(1)
-results = {}
+results = {{}}
 for folder, batches in torch.load("in.pt", weights_only=True).items():
     module = torch.export.load(folder + "/model.pt2").module()
     results[folder] = [module(*x) for x in batches]
 torch.save(results, "out.pt")
-assert not [name for name in sys.modules if name.split(".")[0] == "dynarep"]
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True, cwd=tmp_path)
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     for model, folder in all_saved.values():
         for x, y in zip(batches[str(folder)], found[str(folder)], strict=True):
