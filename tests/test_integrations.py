@@ -65,6 +65,7 @@ def test_an_environment_of_latents(intent: PretrainedIntent) -> None:
     assert isinstance(env.step(env.action_space.sample())[0], np.ndarray)  # no gradient either way
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # about wrappers and unbounded spaces
 def test_the_environment_passes_gymnasiums_own_check(intent: PretrainedIntent) -> None:
     from gymnasium.utils.env_checker import check_env
 
