@@ -27,7 +27,7 @@ from dynarep.pipeline.artifacts import (
 )
 from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder
 from dynarep.pipeline.networks import MLP
-from dynarep.pipeline.sources import artifact_folder
+from dynarep.pipeline.locations import artifact_folder
 
 M = TypeVar("M", IntentEncoder, DynamicsEncoder)
 

@@ -12,7 +12,7 @@ except ImportError:
 
 from dynarep.pipeline.artifacts import NO_PATH
 from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedEncoder, PretrainedIntent, load_encoder
-from dynarep.pipeline.sources import HUB, hub_snapshot
+from dynarep.pipeline.locations import HUB, hub_snapshot
 
 
 class HubEncoder(
