@@ -36,6 +36,7 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 	ruff check . && ruff format --check .
 	mkdir -p build/typing/dynarep
 	for package in pipeline stages data configs; do ln -sfn $(CURDIR)/$$package build/typing/dynarep/$$package; done
+	ln -sfn $(CURDIR)/pipeline/root/__init__.py build/typing/dynarep/__init__.py
 	ln -sfn $(CURDIR)/benchmarks build/typing/benchmarks
 	MYPYPATH=build/typing mypy --explicit-package-bases --namespace-packages -p dynarep -p benchmarks
 

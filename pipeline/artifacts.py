@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 from importlib import metadata as package_metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,14 @@ from dynarep.pipeline.encoders import ARTIFACT_TYPES, DynamicsEncoder, IntentEnc
 from dynarep.pipeline.params import ParamsError, validate
 
 SCHEMA_VERSION = 1
+
+ARTIFACT_FILES = ("model.safetensors", "config.json", "metadata.json", "model.pt2", "README.md")
+"""What ``save_artifact`` writes."""
+
+NO_PATH = "path/to/this/folder"
+"""Stands in the card of an artifact whose metadata has no path."""
+
+M = TypeVar("M", bound=IntentEncoder | DynamicsEncoder | Policy)
 
 
 class ArtifactError(ValueError):
@@ -52,7 +61,7 @@ def example_inputs(model: IntentEncoder | DynamicsEncoder | Policy) -> tuple[Ten
 
 
 def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy, metadata: dict[str, Any]) -> None:
-    """Write ``model`` into ``folder``, which must exist: model.safetensors, config.json, metadata.json, model.pt2, README.md.
+    """Write ``model`` into ``folder``, which must exist: ``ARTIFACT_FILES``.
 
     ``model.pt2`` is ``forward`` of the first replica with a dynamic batch, exported by torch.export: it runs without
     this package.
@@ -62,7 +71,8 @@ def save_artifact(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy,
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")
     inputs = example_inputs(model)
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
+    first = select_replica(model, 0)
+    program = torch.export.export(first, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
     torch.export.save(program, folder / "model.pt2")
     (folder / "README.md").write_text(_readme(type(model).__name__, dataclasses.asdict(model.architecture), metadata))
 
@@ -81,11 +91,38 @@ def save_model(folder: Path, model: IntentEncoder | DynamicsEncoder | Policy) ->
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+NOT_STACKED = ("normaliser.mean", "normaliser.std", "low", "high")
+"""Entries of a model's state that replicas share; all others have the replicas in front."""
+
+
+def select_replica(model: M, replica: int) -> M:
+    """A frozen copy of one replica, as a model of one."""
+    architecture = dataclasses.replace(model.architecture, replicas=1)
+    state = {
+        name: tensor if name in NOT_STACKED else tensor[replica : replica + 1]
+        for name, tensor in model.state_dict().items()
+    }
+    chosen = type(model)(architecture)  # type: ignore[arg-type]
+    chosen.load_state_dict(state)
+    chosen.eval().requires_grad_(False)
+    return chosen
+
+
 def _readme(kind: str, architecture: dict[str, Any], metadata: dict[str, Any]) -> str:
     rows = "\n".join(f"| {key} | {value} |" for key, value in architecture.items())
     about = "\n".join(
         f"- **{key}**: {value}" for key, value in metadata.items() if isinstance(value, str | int | float)
     )
+    path = metadata.get("path", NO_PATH)
+    if kind == Policy.__name__:
+        load = f"""from pathlib import Path
+from dynarep.pipeline.artifacts import load_policy
+
+policy = load_policy(Path("{path}"))"""
+    else:
+        load = f"""import dynarep
+
+encoder = dynarep.load_encoder("{path}")"""
     return f"""# {kind}
 
 Made by dynarep.
@@ -97,17 +134,34 @@ Made by dynarep.
 {rows}
 
 ```python
-from pathlib import Path
-from dynarep.pipeline.artifacts import load_artifact
-
-model = load_artifact(Path("{metadata.get("path", "path/to/this/folder")}"))
+{load}
 ```
 
 Without dynarep: `torch.export.load("model.pt2").module()(*inputs)`.
 """
 
 
-def load_artifact(folder: Path, *, observation_dim: int | None = None) -> IntentEncoder | DynamicsEncoder | Policy:
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata of an artifact, nothing if it has none.
+
+    Raises:
+        ArtifactError: if it is not a JSON mapping.
+    """
+    path = folder / "metadata.json"
+    try:
+        metadata = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        raise ArtifactError(f"{path}: found {type(metadata).__name__}, expected a mapping")
+    return metadata
+
+
+def load_artifact(
+    folder: str | os.PathLike[str], *, observation_dim: int | None = None
+) -> IntentEncoder | DynamicsEncoder | Policy:
     """Load a frozen model in eval mode.
 
     Args:
@@ -118,7 +172,7 @@ def load_artifact(folder: Path, *, observation_dim: int | None = None) -> Intent
         ArtifactError: if a file is missing or damaged, the schema is newer, a key is unknown or missing, a weight or the
             normaliser is missing, or ``observation_dim`` differs.
     """
-    config_path, weights_path = folder / "config.json", folder / "model.safetensors"
+    config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
     try:
         config = json.loads(config_path.read_text())
     except FileNotFoundError:
@@ -161,23 +215,23 @@ def load_artifact(folder: Path, *, observation_dim: int | None = None) -> Intent
     return model.eval().requires_grad_(False)
 
 
-def _load(folder: Path, kind: type, observation_dim: int | None) -> Any:
+def _load(folder: str | os.PathLike[str], kind: type, observation_dim: int | None) -> Any:
     model = load_artifact(folder, observation_dim=observation_dim)
     if not isinstance(model, kind):
-        raise ArtifactError(f"{folder / 'config.json'}: type is {type(model).__name__}, expected {kind.__name__}")
+        raise ArtifactError(f"{Path(folder) / 'config.json'}: type is {type(model).__name__}, expected {kind.__name__}")
     return model
 
 
-def load_policy(folder: Path, *, observation_dim: int | None = None) -> Policy:
+def load_policy(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> Policy:
     """Load a policy, see ``load_artifact``."""
     return _load(folder, Policy, observation_dim)  # type: ignore[no-any-return]
 
 
-def load_intent_encoder(folder: Path, *, observation_dim: int | None = None) -> IntentEncoder:
+def load_intent_encoder(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> IntentEncoder:
     """Load an intent encoder, see ``load_artifact``."""
     return _load(folder, IntentEncoder, observation_dim)  # type: ignore[no-any-return]
 
 
-def load_dynamics_encoder(folder: Path, *, observation_dim: int | None = None) -> DynamicsEncoder:
+def load_dynamics_encoder(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> DynamicsEncoder:
     """Load a dynamics encoder, see ``load_artifact``."""
     return _load(folder, DynamicsEncoder, observation_dim)  # type: ignore[no-any-return]

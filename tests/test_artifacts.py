@@ -1,14 +1,16 @@
 import json
 import pickle
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import Model, make
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from dynarep.pipeline.artifacts import (
     ArtifactError,
@@ -18,58 +20,13 @@ from dynarep.pipeline.artifacts import (
     load_policy,
     provenance,
     save_artifact,
+    select_replica,
 )
-from dynarep.pipeline.encoders import (
-    DynamicsArchitecture,
-    DynamicsEncoder,
-    IntentArchitecture,
-    IntentEncoder,
-    Policy,
-    PolicyArchitecture,
-)
-from dynarep.pipeline.networks import Normaliser
+from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder, Policy
 
 torch.set_num_threads(1)
 
-Model = IntentEncoder | DynamicsEncoder | Policy
 METADATA = {"path": "artifacts/here", "revision": "abc", "params": {"seed": 0}, "metrics": {"loss": 0.5}}
-
-
-def make(kind: str) -> Model:
-    torch.manual_seed(0)
-    model: Model
-    if kind == "intent":
-        model = IntentEncoder(
-            IntentArchitecture(replicas=2, observation_dim=3, hidden=(8,), latent_dim=4, variant="ailot")
-        )
-        model.calibration.copy_(torch.tensor([2.0, 3.0]))
-    elif kind == "dynamics":
-        model = DynamicsEncoder(
-            DynamicsArchitecture(
-                replicas=2,
-                observation_dim=3,
-                action_dim=2,
-                hidden=(8, 8),
-                feature_dim=4,
-                positive=True,
-                absorbing=True,
-            )
-        )
-    else:
-        model = Policy(
-            PolicyArchitecture(
-                replicas=2,
-                observation_dim=3,
-                action_low=(-1.0, 0.0),
-                action_high=(1.0, 5.0),
-                hidden=(8,),
-                absorbing=True,
-            )
-        )
-        nn.init.normal_(model.network.layers[-1].weight)
-    size = model.normaliser.mean.shape[0]
-    model.normaliser = Normaliser(torch.randn(size), torch.rand(size) + 0.5)
-    return model
 
 
 def inputs(model: Model, batch: int) -> tuple[torch.Tensor, ...]:
@@ -145,8 +102,28 @@ def test_what_is_written(saved: tuple[Model, Path]) -> None:
     assert torch.equal(weights["normaliser.mean"], model.normaliser.mean)
     card = (folder / "README.md").read_text()
     assert card.startswith(f"# {type(model).__name__}\n")
-    for text in ("- **revision**: abc", "| observation_dim | 3 |", 'Path("artifacts/here")'):
+    load = (
+        'load_policy(Path("artifacts/here"))' if isinstance(model, Policy) else 'dynarep.load_encoder("artifacts/here")'
+    )
+    for text in ("- **revision**: abc", "| observation_dim | 3 |", load):
         assert text in card
+
+
+def test_a_replica_alone(saved: tuple[Model, Path]) -> None:
+    model, folder = saved
+    x = inputs(model, 5)
+    one = select_replica(model, 1)
+    assert one.architecture.replicas == 1
+    if isinstance(model, IntentEncoder):
+        expected = model.embed(x[0][None])[1]
+    elif isinstance(model, DynamicsEncoder):
+        expected = model.phi(x[0][None], x[1][None])[1]
+    else:
+        expected = model.act(x[0][None])[1]
+    torch.testing.assert_close(one(*x), expected)
+    assert not torch.allclose(one(*x), model(*x))
+    program = torch.export.load(folder / "model.pt2")
+    assert {len(value) for name, value in program.state_dict.items() if "weight" in name} == {1}
 
 
 def test_no_pickle_is_needed(saved: tuple[Model, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,21 +135,46 @@ def test_no_pickle_is_needed(saved: tuple[Model, Path], monkeypatch: pytest.Monk
     load_artifact(saved[1])
 
 
-def test_programs_run_without_this_package(all_saved: dict[str, tuple[Model, Path]], tmp_path: Path) -> None:
+def torch_alone(folder: Path) -> Path:
+    """A folder to import from that holds PyTorch and what it requires, and nothing else."""
+    names, seen = ["torch"], set[str]()
+    while names:
+        name = names.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:  # required elsewhere
+            continue
+        names += [re.split(r"[^\w.-]", text)[0] for text in found.requires or () if "extra ==" not in text]
+        for top in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(found.locate_file(top))))
+    return folder
+
+
+def test_programs_run_where_there_is_torch_alone(all_saved: dict[str, tuple[Model, Path]], tmp_path: Path) -> None:
     torch.manual_seed(1)
     batches = {str(folder): [inputs(model, size) for size in (1, 2, 7)] for model, folder in all_saved.values()}
     torch.save(batches, tmp_path / "in.pt")
-    program = """
-import sys, torch
+    (tmp_path / "site").mkdir()
+    program = f"""
+import sys
+from importlib.util import find_spec
+sys.path.append({str(torch_alone(tmp_path / "site"))!r})
+assert find_spec("torch")
+found = [name for name in ("dynarep", "numpy", "safetensors", "pydantic", "lightning") if find_spec(name)]
+assert not found, found
+import torch
 torch.set_num_threads(1)
-results = {}
+results = {{}}
 for folder, batches in torch.load("in.pt", weights_only=True).items():
     module = torch.export.load(folder + "/model.pt2").module()
     results[folder] = [module(*x) for x in batches]
 torch.save(results, "out.pt")
-assert not [name for name in sys.modules if name.split(".")[0] == "dynarep"]
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True, cwd=tmp_path)
     found = torch.load(tmp_path / "out.pt", weights_only=True)
     for model, folder in all_saved.values():
         for x, y in zip(batches[str(folder)], found[str(folder)], strict=True):

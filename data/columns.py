@@ -1,0 +1,95 @@
+"""Latents of prepared datasets: a column beside the shards, one file per shard, bound to the dataset's content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dynarep.data.folders import whole_folder
+from dynarep.data.schema import DataError, Episode
+from dynarep.data.shards import FINGERPRINT, Dataset, read_index
+
+Encode = Callable[[Sequence[Episode]], Iterable[NDArray[np.float32]]]
+"""Episodes to their latents, in the same order."""
+
+
+def write_latents(folder: Path, dataset: Dataset, encode: Encode, *, encoder: str) -> Path:
+    """Write ``<folder>/latents/<shard>.safetensors``, shard by shard.
+
+    Args:
+        folder: receives the folder ``latents``, as a whole, in place of one that was there.
+        dataset: whose episodes are encoded.
+        encode: gives per episode (rows, d) float32, one row for each row of ``observations`` or for each transition.
+        encoder: where the latents come from, kept with them.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        DataError: if latents have another number of rows or are not finite.
+    """
+    episodes = {episode.id: episode for episode in dataset.episodes}
+    about = {FINGERPRINT: dataset.fingerprint, "dataset": dataset.name, "encoder": encoder}
+    with whole_folder(folder / "latents") as new:
+        for shard in read_index(dataset.folder)["shards"]:
+            members = [episodes[name] for name in shard["episodes"]]
+            columns = dict(zip(shard["episodes"], map(np.ascontiguousarray, encode(members)), strict=True))
+            for episode in members:
+                _check(f"latents of {dataset.name} by {encoder}", episode, columns[episode.id])
+            save_file(columns, new / f"{Path(shard['file']).stem}.safetensors", metadata=about)
+    return folder / "latents"
+
+
+def read_latents(folder: Path | str, dataset: Dataset) -> dict[str, NDArray[np.float32]]:
+    """Latents written for exactly this dataset, per episode id in the dataset's order.
+
+    Args:
+        folder: that holds the folder ``latents``.
+        dataset: the one that was encoded.
+
+    Returns:
+        Per episode (rows, d): one row for each row of ``observations``, or for each transition.
+
+    Raises:
+        DataError: if there are none, a file is damaged or belongs to other content, or an episode is missing or has
+            another number of rows.
+    """
+    files = sorted((Path(folder) / "latents").glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{Path(folder) / 'latents'}: found no latents")
+    latents: dict[str, NDArray[np.float32]] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = file.metadata() or {}
+                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: not a readable safetensors file: {error}") from error
+        if about.get(FINGERPRINT) != dataset.fingerprint:
+            raise DataError(
+                f"{path}: found latents of {about.get('dataset')} with fingerprint {about.get(FINGERPRINT)}, "
+                f"expected those of {dataset.name} with fingerprint {dataset.fingerprint}"
+            )
+        latents.update(columns)
+    for episode in dataset.episodes:
+        if episode.id not in latents:
+            raise DataError(f"{Path(folder) / 'latents'}: misses episode {episode.id}")
+        _check(f"{Path(folder) / 'latents'}", episode, latents[episode.id])
+    return {episode.id: latents[episode.id] for episode in dataset.episodes}
+
+
+def _check(where: str, episode: Episode, latents: NDArray[np.float32]) -> None:
+    rows = sorted({episode.length, len(episode.observations)})
+    if latents.ndim != 2 or len(latents) not in rows:
+        expected = " or ".join(map(str, rows))
+        raise DataError(
+            f"{where}: episode {episode.id}: found shape {latents.shape}, expected {expected} rows of latents"
+        )
+    if not np.isfinite(latents).all():
+        row = int(np.argwhere(~np.isfinite(latents))[0, 0])
+        raise DataError(f"{where}: episode {episode.id}: found a number that is not finite in row {row}")
