@@ -12,8 +12,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dynarep.data.card import DatasetCard, load_card, make_card
+from dynarep.data.card import DatasetCard, Member, load_card, make_card
 from dynarep.data.folders import whole_folder
+from dynarep.data.parallel import IN_PROCESS, EngineConfig, EngineError, map_shards
 from dynarep.data.readers import environment, locate, module, read, source_files
 from dynarep.data.readers.flat import check_bounds
 from dynarep.data.remote import read_remote_index
@@ -39,7 +40,7 @@ class Recording:
     env: str | None
 
 
-def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None:
+def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path, engine: EngineConfig = IN_PROCESS) -> None:
     """Write ``<out>/<name>/`` for each dataset, or leave it alone if it is fresh; one line on stdout for each.
 
     A dataset is fresh if its card, those it refers to, the content of its sources and the schema version are those it
@@ -50,6 +51,7 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None
         cards: folder of the cards.
         root: relative source paths start here.
         out: folder of prepared datasets; others that lie there stay.
+        engine: where the members of a mixture are read.
 
     Raises:
         DataError: if a card or a source is not as it must be. All cards are checked before anything is written.
@@ -74,7 +76,7 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path) -> None
         if not fresh and (shards := tree[name].shards) is not None:
             _write_in_place(folder, tree[name], *indices(shards), provenance)
         elif not fresh:
-            recording = _build(name, tree, root)
+            recording = _build(name, tree, root, engine)
             write_dataset(
                 folder,
                 name,
@@ -266,8 +268,8 @@ def _is_fresh(folder: Path, provenance: Mapping[str, Any]) -> bool:
     return index["provenance"] == provenance and (found == sizes or "location" in index)
 
 
-def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
-    """The episodes that a card describes."""
+def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: EngineConfig = IN_PROCESS) -> Recording:
+    """The episodes that a card describes; the members of a mixture are read shard by shard, each in one piece."""
     card = tree[name]
     if card.format is not None:
         recording = read_recording(locate(card, root), card)
@@ -281,10 +283,16 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
             env=dataset.env,
         )
     else:
-        parts = {}
-        for member in card.members:
-            part = _fraction(_build(member.name, tree, root), member.fraction)
-            parts[member.name] = _without_actions(part) if card.observations_only else part
+        members = {member.name: member for member in card.members}
+        if len(members) == 1:
+            parts = {name: _part(member, card, tree, root, engine) for name, member in members.items()}
+        else:
+            read = partial(_part, card=card, tree=tree, root=root)
+            try:
+                found = dict(map_shards(read, members, engine))
+            except EngineError as error:
+                raise DataError(f"card {name}: {error}") from error
+            parts = {name: found[name] for name in members}
         recording = _mixture(card, parts)
     if card.top is not None:
         recording = _best(card, recording)
@@ -293,6 +301,14 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path) -> Recording:
     if card.observations_only:
         recording = _without_actions(recording)
     return replace(recording, env=card.env or recording.env)
+
+
+def _part(
+    member: Member, card: DatasetCard, tree: Mapping[str, DatasetCard], root: Path, engine: EngineConfig = IN_PROCESS
+) -> Recording:
+    """What ``card`` takes of one of its members."""
+    part = _fraction(_build(member.name, tree, root, engine), member.fraction)
+    return _without_actions(part) if card.observations_only else part
 
 
 def read_recording(path: Path, card: DatasetCard) -> Recording:

@@ -404,6 +404,24 @@ def read_episode(member: str, content: bytes) -> Episode:
     )
 
 
+def parts(dataset: Dataset, steps: int = 10_000) -> dict[str, list[Episode]]:
+    """The episodes of a dataset as pieces of work: runs of at least ``steps`` steps within a shard, or what is left of it.
+
+    Returns:
+        The pieces by name (shard, first and last episode), all of them in the dataset's order.
+    """
+    episodes = {episode.id: episode for episode in dataset.episodes}
+    found: dict[str, list[Episode]] = {}
+    for shard in read_index(dataset.folder)["shards"]:
+        rest = [episodes[name] for name in shard["episodes"]]
+        while rest:
+            ends = np.cumsum([episode.length for episode in rest])
+            size = int(np.searchsorted(ends, steps)) + 1
+            piece, rest = rest[:size], rest[size:]
+            found[f"{Path(shard['file']).stem}, {piece[0].id} to {piece[-1].id}"] = piece
+    return found
+
+
 def write_rewards(folder: Path, dataset: Dataset, rewards: Mapping[str, np.ndarray]) -> None:
     """Write rewards of a dataset's transitions as ``<folder>/rewards/<shard>.safetensors``, one file per shard.
 

@@ -14,11 +14,8 @@ named. ``dynarep.pipeline.environments`` makes the environments.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynarep.data.parallel import IN_PROCESS, EngineConfig, EngineError, map_shards, one_thread
 from dynarep.pipeline.environments import (
     EvaluationError,
     check_observations,
@@ -88,7 +86,8 @@ class EvaluateConfig:
             ``docs/environments.md``.
         episodes: per replica of a policy.
         seed: episode e starts from environment seed ``seed + e``, for every policy and replica.
-        workers: processes to play in; null: one per available core. Results do not depend on it.
+        workers: processes to play in, where the section ``engine`` names neither Ray nor a number; null: one per available
+            core. Results do not depend on it.
         max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
         snapshots: play the snapshots of every policy, too, as ``<policy>@<update>``.
         motion: measure how far episodes are from a motion, too.
@@ -230,18 +229,8 @@ class _Job:
     first: int
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _play(job: _Job) -> Rollouts:
-    with _one_thread():
+    with one_thread():
         policy: Policy | RandomPolicy
         if job.folder is None:
             policy = RandomPolicy(job.settings.make().action_space, (job.settings.seed, job.first))
@@ -250,16 +239,12 @@ def _play(job: _Job) -> Rollouts:
         return rollout(policy, job.name, job.settings, job.first)
 
 
-def _play_all(jobs: list[_Job], workers: int) -> Iterator[Rollouts]:
-    if workers == 1:
-        yield from map(_play, jobs)
-    else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield from pool.map(_play, jobs)
-
-
 def play(
-    folders: Mapping[str, Path | None], settings: EvaluateConfig, load: Load, motion: Motion | None = None
+    folders: Mapping[str, Path | None],
+    settings: EvaluateConfig,
+    load: Load,
+    motion: Motion | None = None,
+    engine: EngineConfig = IN_PROCESS,
 ) -> dict[str, Rollouts]:
     """Play all episodes of some policies, in worker processes.
 
@@ -268,6 +253,7 @@ def play(
         settings: of the evaluation.
         load: reads a policy from its folder; worker processes import it by name.
         motion: that of ``settings.motion``, if it names one.
+        engine: where to play; ``settings.workers`` counts where it says nothing of processes of this machine.
 
     Returns:
         Rollouts by name, all episodes of each, without states.
@@ -275,16 +261,22 @@ def play(
     from rich.console import Console
     from rich.progress import track
 
-    jobs = [
-        _Job(name, folder, load, settings, first)
+    jobs = {
+        f"policy {name!r}, episodes {first} to {min(first + BLOCK, settings.episodes) - 1}": _Job(
+            name, folder, load, settings, first
+        )
         for name, folder in folders.items()
         for first in range(0, settings.episodes, BLOCK)
-    ]
-    workers = min(settings.workers or _available_cores(), len(jobs))
+    }
+    played = map_shards(_play, jobs, engine.or_workers(min(settings.workers or _available_cores(), len(jobs))))
+    shown = track(played, "evaluate", total=len(jobs), console=Console(stderr=True), transient=True)
+    try:
+        found = {where: block if motion is None else block.compared(motion) for where, block in shown}
+    except EngineError as error:
+        raise EvaluationError(str(error)) from error
     blocks: dict[str, list[Rollouts]] = {name: [] for name in folders}
-    played = track(_play_all(jobs, workers), "evaluate", total=len(jobs), console=Console(stderr=True), transient=True)
-    for job, block in zip(jobs, played, strict=True):
-        blocks[job.name].append(block if motion is None else block.compared(motion))
+    for where, job in jobs.items():
+        blocks[job.name].append(found[where])
     return {
         name: Rollouts(
             np.concatenate([part.returns for part in parts], axis=1),
@@ -411,7 +403,7 @@ def summarise(
 
 
 def evaluate(
-    settings: EvaluateConfig, artifacts: Path, load: Load | None = None
+    settings: EvaluateConfig, artifacts: Path, load: Load | None = None, engine: EngineConfig = IN_PROCESS
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Play and score every policy under ``artifacts`` and a uniform random one.
 
@@ -420,6 +412,7 @@ def evaluate(
         artifacts: root of the stages' folders.
         load: reads a policy from its folder; ``dynarep.pipeline.artifacts.load_policy`` if None. Worker processes
             import it by name.
+        engine: where to play.
 
     Returns:
         What ``metrics.json`` holds (see ``summarise``), and what ``returns.json`` holds: env and its options, seed, D4RL's
@@ -442,7 +435,7 @@ def evaluate(
         for card in cards_behind(folder, artifacts):
             check_recording(f"{folder}", settings.env, card)
     motion = None if settings.motion is None else load_motion(settings.motion, artifacts, observation_dim)
-    rollouts = play({**policies, RANDOM: None}, settings, load, motion)
+    rollouts = play({**policies, RANDOM: None}, settings, load, motion, engine)
     reference = d4rl_reference(settings.env, settings.env_options)
     raw = {
         "env": settings.env,

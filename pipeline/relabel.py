@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep.data.parallel import IN_PROCESS, EngineConfig, map_shards, one_thread
 from dynarep.data.sampling import uniform
 from dynarep.data.schema import NAME, Episode
-from dynarep.data.shards import Dataset
-from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train
+from dynarep.data.shards import Dataset, parts
+from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
 from dynarep.pipeline.methods import ailot, distance, otr
 from dynarep.pipeline.methods.ailot import AILOTConfig
 from dynarep.pipeline.methods.distance import NearestConfig, SegmentConfig
@@ -158,6 +160,7 @@ def relabel(
     spaces: Mapping[SpaceName, Space],
     device: torch.device,
     run: Run,
+    engine: EngineConfig = IN_PROCESS,
 ) -> Relabelling:
     """Reward every transition of ``dataset``; rewards of either side are not used, actions where the space reads them.
 
@@ -172,6 +175,7 @@ def relabel(
         spaces: those of ``spaces_of(c)``, for ``dataset``.
         device: where to compute.
         run: names, seeds and folders, for a method that is trained.
+        engine: where the episodes are labelled; the rewards do not depend on it.
 
     Raises:
         ValueError: if observations or, where they are read, actions of both datasets differ in size or are missing, if
@@ -181,23 +185,40 @@ def relabel(
     for space in spaces_of(c):
         _check(where, c, dataset, demonstrations, space, spaces[space])
     try:
-        labeller: _Comparison | _Distillation | _Occupancy
+        labeller: Labeller
         if isinstance(c, OccupancyMethodConfig):
             labeller = _Occupancy(c.method, spaces["phi"], spaces["mu"], demonstrations.episodes, device)
         elif isinstance(c, RNDMethodConfig):
             labeller = _Distillation(c, spaces[c.space], dataset, demonstrations, device, run)
         else:
             labeller = _Comparison(c, spaces[c.space], demonstrations.episodes, dataset.spec.action_dim, device)
-        rewards: dict[str, np.ndarray] = {}
+        pieces = parts(dataset)
+        labelled = map_shards(partial(_labelled, labeller), pieces, engine)
+        found = dict(_progress(labelled, len(dataset.episodes), f"relabel/{name}"))
+        rewards = {episode: values for piece in pieces for episode, values in found[piece][0].items()}
         with torch.no_grad():
-            for chunk in _progress(labeller.chunks(dataset.episodes), len(dataset.episodes), f"relabel/{name}"):
-                rewards.update(labeller.rewards(chunk))
             example = labeller.example(dataset.episodes, rewards)
-            metrics = labeller.metrics()
+            metrics = labeller.metrics(_joined([found[piece][1] for piece in pieces]))
     except ValueError as error:
         raise ValueError(f"{where}: {dataset.name} against {demonstrations.name}: {error}") from error
     rewards = {episode.id: rewards[episode.id] for episode in dataset.episodes}
     return Relabelling(rewards, _returns(dataset, rewards), example, {**metrics, **agreement(dataset, rewards)})
+
+
+def _labelled(labeller: Labeller, episodes: Sequence[Episode]) -> Labelled:
+    """Rewards of some episodes, and numbers of the problems that they were."""
+    rewards: dict[str, np.ndarray] = {}
+    numbers = []
+    with one_thread(), torch.no_grad():
+        for chunk in labeller.chunks(episodes):
+            found, of_chunk = labeller.rewards(chunk)
+            rewards |= found
+            numbers.append(of_chunk)
+    return rewards, _joined(numbers)
+
+
+def _joined(numbers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([part[key] for part in numbers]).cpu() for key in numbers[0]}
 
 
 def _check(
@@ -278,7 +299,6 @@ class _Comparison:
         with torch.no_grad():
             self.embedded_experts = [self.embed(expert) for expert in experts]
         self.replicas = len(self.embedded_experts[0])
-        self.totals: dict[str, list[Tensor]] = {}
 
     def compare(self, points: Sequence[Tensor], expert: int) -> _Compared:
         """Compare episodes of points (R, T, d) with one expert: problems (E * R), replicas together."""
@@ -312,18 +332,19 @@ class _Comparison:
             chunk, ordered = ordered[:size], ordered[size:]
             yield chunk
 
-    def rewards(self, episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
-        """Rewards (R, T) of the best expert, per episode id."""
+    def rewards(self, episodes: Sequence[Episode]) -> Labelled:
+        """Rewards (R, T) of the best expert, per episode id, and numbers of each problem solved."""
         points = [self.embed(episode) for episode in episodes]
         best: Tensor | None = None
+        numbers = []
         for expert in range(len(self.experts)):
             compared = self.compare(points, expert)
-            for key, value in compared.metrics.items():
-                self.totals.setdefault(key, []).append(value)
+            numbers.append(compared.metrics)
             best = compared.rewards if best is None else better(best, compared.rewards, by_state=self.by_state)
         assert best is not None
         table = best.view(len(episodes), self.replicas, -1).cpu().numpy()
-        return {episode.id: row[:, : episode.length].copy() for episode, row in zip(episodes, table, strict=True)}
+        rewards = {episode.id: row[:, : episode.length].copy() for episode, row in zip(episodes, table, strict=True)}
+        return rewards, _joined(numbers)
 
     @property
     def by_state(self) -> bool:
@@ -332,9 +353,8 @@ class _Comparison:
             return self.config.method.best_expert == "state"
         return not isinstance(self.config, OTRMethodConfig)
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
         """Means over all problems solved, and the largest marginal error."""
-        values = {key: torch.cat(parts) for key, parts in self.totals.items()}
         found: dict[str, Any] = {"replicas": self.replicas, "experts": len(self.experts)}
         found |= {key: float(value.mean()) for key, value in values.items()}
         if "marginal_error" in values:
@@ -380,34 +400,35 @@ class _Distillation:
             raise ValueError(f"space {c.space} has {len(pairs)} replicas, this run has {run.replicas}")
         torch.manual_seed(run.seed)
         self.learner = RND(c.method, run.replicas, mean.cpu(), unit.cpu())
-        shape, replica = (run.replicas, c.training.batch_size), torch.arange(len(pairs), device=device).unsqueeze(1)
+        shown = pairs.to(training_device())
+        shape = (run.replicas, c.training.batch_size)
+        replica = torch.arange(len(shown), device=shown.device).unsqueeze(1)
 
         def sample(generator: torch.Generator) -> Tensor:
-            return pairs[replica, uniform(pairs.shape[1], shape, generator, device)]
+            return shown[replica, uniform(shown.shape[1], shape, generator, shown.device)]
 
         key = run_key(run, c, dataset.fingerprint, demonstrations.fingerprint, digest(pairs, mean, unit))
         train(self.learner, sample, c.training, run=run, metric="loss", key=key)
         self.learner.to(device)
         with torch.no_grad():
             self.expert_error = float(self.learner.error(pairs).mean())
-        self.errors: list[Tensor] = []
 
     def chunks(self, episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
         """One episode at a time."""
         return ([episode] for episode in episodes)
 
-    def rewards(self, episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
-        """Rewards (R, T) per episode id."""
-        found = {}
+    def rewards(self, episodes: Sequence[Episode]) -> Labelled:
+        """Rewards (R, T) per episode id, and the prediction error of each transition."""
+        found, errors = {}, []
         for episode in episodes:
             error = self.learner.error(transitions(self.embed(episode)))
-            self.errors.append(error.mean(0))
+            errors.append(error.mean(0))
             found[episode.id] = novelty_reward(error, self.config.scale, self.config.temperature).cpu().numpy()
-        return found
+        return found, {"error": torch.cat(errors)}
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
         """Mean prediction error over the dataset, and over the transitions that were learned."""
-        errors = {"error": float(torch.cat(self.errors).mean()), "expert_error": self.expert_error}
+        errors = {"error": float(values["error"].mean()), "expert_error": self.expert_error}
         return {"replicas": self.replicas, "experts": self.experts, **errors}
 
     def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> None:
@@ -430,7 +451,7 @@ class _Occupancy:
         """One episode at a time."""
         return ([episode] for episode in episodes)
 
-    def rewards(self, episodes: Sequence[Episode]) -> dict[str, np.ndarray]:
+    def rewards(self, episodes: Sequence[Episode]) -> Labelled:
         """Rewards (R, T) per episode id."""
         found = {}
         for episode in episodes:
@@ -439,14 +460,18 @@ class _Occupancy:
             if not rewards.isfinite().all():
                 raise ValueError(f"episode {episode.id}: its occupancy ratios are not finite")
             found[episode.id] = rewards.cpu().numpy()
-        return found
+        return found, {}
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
         """How many replicas and demonstrations there are."""
         return {"replicas": len(self.weights), "experts": self.experts}
 
     def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> None:
         """None: no step of an episode is coupled with one of an expert's."""
+
+
+Labeller = _Comparison | _Distillation | _Occupancy
+Labelled = tuple[dict[str, np.ndarray], dict[str, Tensor]]
 
 
 def moments(points: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -511,9 +536,9 @@ def _returns(dataset: Dataset, rewards: dict[str, np.ndarray]) -> list[dict[str,
 
 
 def _progress(
-    chunks: Iterator[list[Episode]], total: int, title: str, seconds: float = 15.0
-) -> Iterator[list[Episode]]:
-    """Pass chunks on and show how many episodes are done: a live bar on a terminal, else a line now and then."""
+    labelled: Iterable[tuple[str, Labelled]], total: int, title: str, seconds: float = 15.0
+) -> Iterator[tuple[str, Labelled]]:
+    """Pass rewards on and show of how many episodes they are: a live bar on a terminal, else a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -528,9 +553,9 @@ def _progress(
     done = 0
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=total, rate="")
-        for chunk in chunks:
-            yield chunk
-            done += len(chunk)
+        for name, (rewards, numbers) in labelled:
+            yield name, (rewards, numbers)
+            done += len(rewards)
             now = time.monotonic()
             rate = f"{done / max(now - started, 1e-9):.1f} episodes/s"
             bar.update(task, completed=done, rate=rate)

@@ -19,6 +19,7 @@ from dynarep.pipeline.distributed import process_rank
 from dynarep.pipeline.params import Field, config, read_section, read_yaml, validate
 
 if TYPE_CHECKING:
+    from dynarep.data.parallel import EngineConfig
     from dynarep.data.shards import Dataset, DatasetInfo, ShardedDataset
     from dynarep.pipeline.engine import Run
 
@@ -76,6 +77,12 @@ class Stage:
         """Seed and replicas."""
         values = read_yaml(self.params)
         return validate(RunConfig, {k: values[k] for k in ("seed", "replicas") if k in values}, str(self.params))
+
+    def engine(self) -> EngineConfig:
+        """Section ``engine``, where work on shards is done; a params file may leave it out."""
+        from dynarep.data.parallel import EngineConfig
+
+        return validate(EngineConfig, read_yaml(self.params).get("engine") or {}, f"{self.params}: engine")
 
     def run(self, output: Path, *, shared: bool = False) -> Run:
         """The engine's view of this stage, writing into ``output``.

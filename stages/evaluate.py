@@ -14,7 +14,7 @@ def main(stage: Stage) -> None:
     if stage.smoke:
         settings = replace(settings, episodes=1, max_steps=50, workers=1)
     with stage.output() as folder:
-        metrics, returns = evaluate(settings, stage.artifacts)
+        metrics, returns = evaluate(settings, stage.artifacts, engine=stage.engine())
         write_json(folder / "metrics.json", metrics)
         (folder / "returns.json").write_text(json.dumps(returns) + "\n")
     print_scores(metrics)

@@ -35,7 +35,7 @@ def main(stage: Stage) -> None:
         if value not in known:
             raise DataError(f"{stage.params}: {key}: found {value!r}, expected one of {', '.join(known)} ({cards})")
         names[value] = None
-    prepare(names, cards=cards, root=stage.project, out=stage.shards)
+    prepare(names, cards=cards, root=stage.project, out=stage.shards, engine=stage.engine())
 
 
 if __name__ == "__main__":

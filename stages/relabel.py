@@ -6,6 +6,7 @@ from dynarep.pipeline.run import Stage, stage_main, write_json
 def main(stage: Stage) -> None:
     """Write rewards, returns and, where steps are coupled, an example of each method into ``artifacts/relabel/<method>``."""
     import numpy as np
+    import torch
 
     from dynarep.data.shards import write_rewards
     from dynarep.pipeline.engine import training_device, write_table
@@ -15,7 +16,8 @@ def main(stage: Stage) -> None:
     c = stage.config(RelabelConfig)
     c = smoke(c) if stage.smoke else c
     dataset, demonstrations = stage.dataset(c.dataset), stage.dataset(c.demonstrations)
-    device = training_device()
+    engine = stage.engine()
+    device = training_device() if engine.in_process else torch.device("cpu")
     names = dict.fromkeys(space for method in c.methods.values() for space in spaces_of(method))
     spaces = {name: load_space(name, dataset, stage.artifacts, device) for name in names}
     with stage.output() as folder:
@@ -23,7 +25,7 @@ def main(stage: Stage) -> None:
         metrics = {}
         for name, method in c.methods.items():
             within = run.within(name)
-            result = relabel(name, method, dataset, demonstrations, spaces, device, within)
+            result = relabel(name, method, dataset, demonstrations, spaces, device, within, engine)
             write_rewards(within.output, dataset, result.rewards)
             write_table(within.output / "returns.tsv", result.returns)
             if result.example is not None:

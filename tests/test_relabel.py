@@ -162,7 +162,7 @@ def test_batches_of_episodes_give_the_same_rewards(
     expected = run(agents, both, c, INTENT).rewards
     space = INTENT if c.space == "intent" else observation_space(agents, CPU, standardise=False)
     solver = module._Comparison(c, space, both.episodes, 1, CPU)
-    found = {**solver.rewards(agents.episodes[:3]), **solver.rewards(agents.episodes[3:])}
+    found = {**solver.rewards(agents.episodes[:3])[0], **solver.rewards(agents.episodes[3:])[0]}
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-5)
 
