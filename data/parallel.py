@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -25,7 +25,7 @@ from pydantic.dataclasses import dataclass
 T = TypeVar("T")
 R = TypeVar("R")
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 30.0
 
 
 class EngineError(ValueError):
@@ -247,32 +247,30 @@ def _connected(engine: EngineConfig) -> Any:
     if ray.is_initialized():
         return ray
     address = engine.address or os.environ.get("RAY_ADDRESS")
+    where = "of this machine cannot be started" if address is None else f"at {address} cannot be joined"
     way_out = (
-        "start one (`ray start --head`), correct engine.address (or RAY_ADDRESS), leave both out to start a cluster of "
+        "correct engine.address (or RAY_ADDRESS), start a cluster (`ray start --head`), leave both out to start one of "
         "this machine alone, or set engine.kind: local"
     )
-    if address is not None:
-        _reach(address, way_out)
+    if address is not None and (problem := _probe(address)):
+        raise EngineError(f"engine: the Ray cluster {where}: {problem}; {way_out}")
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local = {"num_cpus": engine.workers, "include_dashboard": False} if address is None else {}
     try:
-        ray.init(
-            address=address,
-            num_cpus=engine.workers if address is None else None,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, ... by what is wrong
-        where = "of this machine cannot be started" if address is None else f"at {address} cannot be joined"
         raise EngineError(f"engine: the Ray cluster {where}: {error}; {way_out}") from error
     return ray
 
 
-def _reach(address: str, way_out: str) -> None:
-    """Raise ``EngineError`` if nobody listens at ``host:port``; Ray itself tries for a minute and longer."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator:
-        return
+def _probe(address: str) -> str | None:
+    """Why a cluster cannot be joined. Asked in another process, because Ray can wait for ever where nobody answers."""
+    program = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise EngineError(f"engine.address: no Ray cluster answers at {address}: {error}; {way_out}") from None
+        done = subprocess.run(
+            [sys.executable, "-c", program, address], capture_output=True, text=True, timeout=CONNECT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {CONNECT_SECONDS:.0f} seconds"
+    return done.stderr.strip().splitlines()[-1] if done.returncode else None
