@@ -200,14 +200,8 @@ def _in_processes(
 
 def _on_ray(fn: Callable[[T], R], items: Mapping[str, T], engine: EngineConfig) -> Iterator[tuple[str, R | _Failure]]:
     ray = _connected(engine)
-
-    @ray.remote(num_cpus=1, max_retries=engine.retries, retry_exceptions=True, scheduling_strategy="SPREAD")  # type: ignore[untyped-decorator]
-    def task(fn: Callable[[T], R], item: T) -> R | _Failure:
-        try:
-            return fn(item)
-        except ValueError as error:
-            return _Failure(str(error))
-
+    options = {"max_retries": engine.retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
+    task = ray.remote(num_cpus=1, **options)(_untried)
     sent = ray.put(fn)
     limit = engine.workers or 2 * int(ray.cluster_resources().get("CPU", 1))
     waiting = iter(items.items())
@@ -226,6 +220,13 @@ def _on_ray(fn: Callable[[T], R], items: Mapping[str, T], engine: EngineConfig) 
     finally:
         for reference in running:
             ray.cancel(reference)
+
+
+def _untried(fn: Callable[[T], R], item: T) -> R | _Failure:
+    try:
+        return fn(item)
+    except ValueError as error:
+        return _Failure(str(error))
 
 
 def _last_line(error: Exception) -> str:
@@ -254,9 +255,10 @@ def _connected(engine: EngineConfig) -> Any:
     )
     if address is not None and (problem := _probe(address)):
         raise EngineError(f"engine: the Ray cluster {where}: {problem}; {way_out}")
+    local: dict[str, Any] = {}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local = {"num_cpus": engine.workers, "include_dashboard": False} if address is None else {}
+        local = {"num_cpus": engine.workers, "include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, ... by what is wrong

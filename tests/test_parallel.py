@@ -79,9 +79,13 @@ def test_a_failure_is_tried_again(tmp_path: Path) -> None:
 def check_failures(folder: Path, engine: EngineConfig) -> str:
     """What is said of two failing shards, after the others are done."""
     found = {}
-    with pytest.raises(EngineError, match=r"^2 of 5 shards failed, 3 are done: ") as caught:
+
+    def collect() -> None:
         for name, value in map_shards(partial(broken, folder), ITEMS, engine):
             found[name] = value
+
+    with pytest.raises(EngineError, match=r"^2 of 5 shards failed, 3 are done: ") as caught:
+        collect()
     message = str(caught.value)
     assert found == {f"shard-{i}": i for i in (0, 2, 4)}
     assert "shard-1: failed every time, at last with RuntimeError: the disk is gone" in message
@@ -112,7 +116,7 @@ def test_processes_give_the_same_and_lose_nothing_when_one_dies(tmp_path: Path) 
 
 def test_a_shard_that_kills_its_process_every_time_is_named() -> None:
     with pytest.raises(
-        EngineError, match="1 of 2 shards failed, 1 are done: bad: .*ChildProcessError: its process died"
+        EngineError, match=r"1 of 2 shards failed, 1 are done: bad: .*ChildProcessError: its process died"
     ):
         dict(map_shards(leave, {"bad": 1, "good": 0}, replace(TWO, retries=1)))
 
