@@ -86,9 +86,8 @@ def ran(output: str) -> list[str]:
     return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    folder = tmp_path_factory.mktemp("e2e")
+def new_project(folder: Path) -> Project:
+    """A copy of this project with the tiny preset, committed, in which nothing has run yet."""
     root = folder / "project"
     ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
     for name in (".dvc", "configs", "data", "pipeline", "stages"):
@@ -114,6 +113,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for arguments in (["init", "-q"], ["config", "user.name", "test"], ["config", "user.email", "test@example.org"]):
         assert project.call("git", *arguments).returncode == 0
     project.commit()
+    return project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = new_project(tmp_path_factory.mktemp("e2e"))
     assert sorted(ran(project.dvc("repro"))) == sorted(STAGES)
     project.commit()
     return project
@@ -222,8 +227,13 @@ def test_a_failure_is_one_line_and_loses_nothing(
     assert ran(done.stdout)[-1] == stage
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("ERROR: failed to reproduce")]
     assert re.match(rf"error: {stage}: .*{message}", line), line
-    assert project.state() == before
+    project.dvc("checkout")  # DVC removes the previous output of a stage before it runs
+    assert contents(project.state()) == contents(before)
     assert ran(project.dvc("repro")) == []
+
+
+def contents(state: dict[str, tuple[str, int]]) -> dict[str, str]:
+    return {path: digest for path, (digest, _) in state.items()}
 
 
 def test_another_dataset_reruns_what_depends_on_it(project: Project) -> None:
