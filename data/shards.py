@@ -439,7 +439,8 @@ def write_rewards(folder: Path, dataset: Dataset, rewards: Mapping[str, np.ndarr
         for shard in shards:
             columns = {name: np.ascontiguousarray(rewards[name], np.float32) for name in shard["episodes"]}
             file = new / f"{Path(shard['file']).stem}.safetensors"
-            save_file(columns, file, metadata={FINGERPRINT: dataset.fingerprint, "dataset": dataset.name})
+            # a single key, because safetensors orders several at random, so that equal rewards would be unequal files
+            save_file(columns, file, metadata={FINGERPRINT: dataset.fingerprint})
 
 
 def read_rewards(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -462,7 +463,7 @@ def read_rewards(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
             raise DataError(f"{path}: not a readable safetensors file: {error}") from error
         if metadata.get(FINGERPRINT) != dataset.fingerprint:
             raise DataError(
-                f"{path}: found rewards of {metadata.get('dataset')} with fingerprint {metadata.get(FINGERPRINT)}, "
+                f"{path}: found rewards of a dataset with fingerprint {metadata.get(FINGERPRINT)}, "
                 f"expected those of {dataset.name} with fingerprint {dataset.fingerprint}"
             )
         rewards.update(columns)

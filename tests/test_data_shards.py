@@ -304,7 +304,7 @@ def test_rewards_of_other_content_and_damaged_ones_are_refused(
     with pytest.raises(DataError, match=r"robot-000001: found shape \(3,\), expected \(4,\)"):
         read_rewards(tmp_path / "otr", dataset)
     save_file(columns, file)
-    with pytest.raises(DataError, match="found rewards of None with fingerprint None"):
+    with pytest.raises(DataError, match="found rewards of a dataset with fingerprint None"):
         read_rewards(tmp_path / "otr", dataset)
     file.write_bytes(content[:-3])
     with pytest.raises(DataError, match="not a readable safetensors file"):

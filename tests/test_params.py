@@ -3,6 +3,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from dynarep.data.parallel import EngineConfig
 from dynarep.pipeline.distributed import TrainerConfig
 from dynarep.pipeline.environments import d4rl_reference
 from dynarep.pipeline.evaluate import EvaluateConfig
@@ -18,6 +19,7 @@ from dynarep.pipeline.run import RunConfig
 ROOT = Path(__file__).parents[1]
 
 SECTIONS: dict[str, type] = {
+    "engine": EngineConfig,
     "pretrain_dynamics": PretrainDynamicsConfig,
     "pretrain_intent": PretrainIntentConfig,
     "imitate": ImitateConfig,
