@@ -8,7 +8,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "data", "configs")
 STAGES = ("prepare", "pretrain_dynamics", "pretrain_intent", "imitate", "relabel", "offline_rl", "evaluate", "report")
-HEAVY = ("torch", "lightning", "webdataset", "gymnasium", "mujoco", "h5py", "scipy", "matplotlib", "tensorboard", "dvc")
+HEAVY = (
+    "torch",
+    "lightning",
+    "webdataset",
+    "gymnasium",
+    "mujoco",
+    "h5py",
+    "scipy",
+    "matplotlib",
+    "tensorboard",
+    "dvc",
+    "ray",
+)
 
 OWNERS = {
     "lightning": ["pipeline/engine.py"],
@@ -32,6 +44,8 @@ OWNERS = {
     "onnx": ["pipeline/integrations/onnx.py"],
     "stable_baselines3": ["pipeline/integrations/stable_baselines3.py", "data/embedded/record.py"],
     "sklearn": ["pipeline/integrations/scikit_learn.py"],
+    "ray": ["data/parallel.py"],
+    "cloudpickle": ["data/parallel.py"],
 }
 """Who may import what; ``record.py`` made the embedded recordings and is imported by nothing."""
 
