@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -31,6 +32,8 @@ ARRAYS = ("observations", "next_observations", "actions", "rewards")
 FLAGS = ("terminated", "truncated")
 INDEX_KEYS = ("name", "env", "spec", "transitions", "fingerprint", "statistics", "returns", "shards", "provenance")
 FINGERPRINT = "dataset_fingerprint"
+SHARD_FILE = re.compile(r"shard-[0-9]+\.tar")
+SHA256 = re.compile("[0-9a-f]{64}")
 
 Bounds = tuple[Sequence[float], Sequence[float]]
 
@@ -81,6 +84,9 @@ class Shard:
         sha256: of its content, in hexadecimal.
         episodes: ids, in the order of the tar.
         steps: transitions of each episode.
+
+    Raises:
+        DataError: if it cannot be a shard.
     """
 
     file: str
@@ -88,6 +94,18 @@ class Shard:
     sha256: str
     episodes: tuple[str, ...]
     steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not SHARD_FILE.fullmatch(self.file) or not SHA256.fullmatch(self.sha256):
+            raise DataError(
+                f"index.json: shards: found file {self.file!r} with sha256 {self.sha256!r}, expected shard-000000.tar and "
+                "the like with 64 hexadecimal digits; prepare the dataset again"
+            )
+        if len(self.episodes) != len(self.steps) or min(self.steps, default=0) < 1:
+            raise DataError(
+                f"index.json: {self.file}: found {len(self.episodes)} episodes and {len(self.steps)} lengths, expected one "
+                "length of at least 1 for each; prepare the dataset again"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

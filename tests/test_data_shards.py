@@ -249,7 +249,7 @@ def test_an_unusable_index_is_refused(make_episode: Make, tmp_path: Path) -> Non
         (folder / "index.json").write_text(content)
         with pytest.raises(DataError, match=message):
             load_dataset(folder)
-    index["shards"][0]["episodes"] = ["robot-5"]
+    index["shards"][0]["episodes"][0] = "robot-5"
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=r"does not hold the episodes that index.json lists"):
         load_dataset(folder)

@@ -360,28 +360,24 @@ def test_describe_reads_the_index_alone(server: Server, project: Project) -> Non
     assert set(server.requests) == {"index.json"}
 
 
-def test_the_stages_stream_what_prepare_did_not_copy(
+def test_a_stage_streams_what_prepare_did_not_copy(
     server: Server, project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    method = {"hidden": [8]}
-    shared = {"dataset": "robot", "stream": {"buffer_steps": 200}, "training": {"updates": 40, "batch_size": 32}}
-    values = {
-        "pretrain_dynamics": {**shared, "noise": {"dataset": "robot"}, "method": {**method, "feature_dim": 4}},
-        "pretrain_intent": {**shared, "method": {**method, "latent_dim": 4}},
+    section = {
+        "dataset": "robot",
+        "stream": {"buffer_steps": 200},
+        "method": {"hidden": [8], "latent_dim": 4},
+        "training": {"updates": 40, "batch_size": 32},
     }
-    params = project.root / "params.yaml"
-    params.write_text(yaml.safe_dump(values))
+    (project.root / "params.yaml").write_text(yaml.safe_dump({"pretrain_intent": section}))
     monkeypatch.chdir(project.root)
-    for name in ("prepare", *values):
+    for name in ("prepare", "pretrain_intent"):
         stage_main(name, import_module(f"dynarep.stages.{name}").main, [])
-    fingerprint = open_dataset(server.folder).fingerprint
-    for name in values:
-        folder = project.root / "artifacts" / name
-        assert json.loads((folder / "metadata.json").read_text())["datasets"] == {"robot": fingerprint}
-        assert json.loads((folder / "metrics.json").read_text())
-    assert load_intent_encoder(project.root / "artifacts" / "pretrain_intent").calibration.isfinite().all()
+    folder = project.root / "artifacts" / "pretrain_intent"
+    content = (folder / "metadata.json").read_bytes()
+    assert json.loads(content)["datasets"] == {"robot": open_dataset(server.folder).fingerprint}
+    assert load_intent_encoder(folder).calibration.isfinite().all()
     (server.folder / SHARD).unlink()
-    kept = (project.root / "artifacts" / "pretrain_intent" / "metadata.json").read_bytes()
     shutil.rmtree(Path(os.environ["DYNAREP_DATA"]) / "shards")
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -390,4 +386,4 @@ def test_the_stages_stream_what_prepare_did_not_copy(
         f"error: pretrain_intent: {server.url}{SHARD}: no such file, but index.json lists it; prepare the dataset again"
     )
     assert capsys.readouterr().err.splitlines()[-1] == expected
-    assert (project.root / "artifacts" / "pretrain_intent" / "metadata.json").read_bytes() == kept
+    assert (folder / "metadata.json").read_bytes() == content

@@ -52,7 +52,13 @@ def index(shards: list[list[int]]) -> ShardedDataset:
         statistics={},
         returns=None,
         shards=tuple(
-            Shard(file=f"{i}.tar", bytes=0, sha256="", episodes=tuple(next(names) for _ in steps), steps=tuple(steps))
+            Shard(
+                file=f"shard-{i:06d}.tar",
+                bytes=0,
+                sha256="0" * 64,
+                episodes=tuple(next(names) for _ in steps),
+                steps=tuple(steps),
+            )
             for i, steps in enumerate(shards)
         ),
     )
@@ -409,7 +415,27 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path) -> Non
             load_dataset(path.parent)
 
 
-TRAINING = TrainingConfig(updates=60, batch_size=16, updates_per_chunk=7, checkpoint_every=14, compile=False)
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("file", "../../elsewhere.tar", "found file '../../elsewhere.tar'"),
+        ("sha256", "../" * 9, "expected .* with 64 hexadecimal digits"),
+        ("steps", [5], "found 2 episodes and 1 lengths"),
+        ("steps", [5, 0], "one length of at least 1 for each"),
+    ],
+)
+def test_an_index_that_no_dataset_has_is_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    written(tmp_path / "robot", [5, 6], shard_bytes=10**6)
+    path = tmp_path / "robot" / "index.json"
+    index = json.loads(path.read_text())
+    index["shards"][0][key] = value
+    path.write_text(json.dumps(index))
+    for read in (open_dataset, load_dataset):
+        with pytest.raises(DataError, match=message):
+            read(path.parent)
+
+
+TRAINING = TrainingConfig(updates=44, batch_size=16, updates_per_chunk=7, checkpoint_every=14, compile=False)
 STREAM = StreamConfig(buffer_steps=120, shuffle_shards=3, reuse=2.0)
 INTENT = PretrainIntentConfig(
     dataset="robot", held_out=0.2, stream=STREAM, method=ICVFConfig(hidden=(8,), latent_dim=4), training=TRAINING
