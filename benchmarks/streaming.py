@@ -206,22 +206,27 @@ def batch_means(folder: Path, *, updates: int, batch: int, seed: int = 0, **stre
         return means(current), len(buffer.table.lengths)
 
 
-def mixing(*, episodes: int = 4000, steps: int = 250, updates: int = 8000, seeds: int = 3) -> list[dict[str, Any]]:
+def mixing(*, transitions: int = 1_000_000, updates: int = 8000, seeds: int = 3) -> list[dict[str, Any]]:
     """Autocorrelation of batch means over updates: of the drift along the dataset, and of the other observations."""
+    tenth = transitions // 10
+    cases: list[tuple[int, str, dict[str, Any]]] = [(250, "resident table", {})]
+    cases += [(250, f"stream, {share}%", {"steps": transitions * share // 100}) for share in (5, 10, 20, 50)]
+    cases += [
+        (250, "stream, 10%, `reuse: 0.1`", {"steps": tenth, "reuse": 0.1}),
+        (250, "stream, 10%, `shuffle_shards: 4`", {"steps": tenth, "shuffle_shards": 4}),
+        (250, "10%, in recorded order", {"steps": tenth, "recorded": True}),
+        (25, "stream, 10%", {"steps": tenth}),
+        (25, "10%, in recorded order", {"steps": tenth, "recorded": True}),
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "data"
-        write_drifting(path, episodes=episodes, steps=steps, dim=6, shard_bytes=episodes * steps * 40 // 100)
-        total = episodes * steps
-        cases: list[tuple[str, dict[str, Any]]] = [("resident table", {})]
-        for share in (0.05, 0.1, 0.2, 0.5):
-            cases.append((f"stream, {share:.0%} of the data", {"steps": round(share * total)}))
-        cases.append(("stream, 10%, reuse 0.1", {"steps": total // 10, "reuse": 0.1}))
-        cases.append(("stream, 10%, 4 shards shuffled together", {"steps": total // 10, "shuffle_shards": 4}))
-        cases.append(("10% in recorded order, not shuffled", {"steps": total // 10, "recorded": True}))
-        for name, case in cases:
+        for steps, name, case in cases:
+            path = Path(folder) / f"of-{steps}"
+            if not path.exists():
+                size = transitions // steps * (steps * 40 + 500) // 100
+                write_drifting(path, episodes=transitions // steps, steps=steps, dim=6, shard_bytes=size)
             found = [batch_means(path, updates=updates, batch=256, seed=seed, **dict(case)) for seed in range(seeds)]
-            row: dict[str, Any] = {"what": name, "episodes": found[0][1]}
+            row: dict[str, Any] = {"what": name, "steps": steps, "episodes": found[0][1]}
             for feature, columns in (("drift", slice(0, 1)), ("others", slice(1, None))):
                 row[feature] = [
                     statistics.fmean(autocorrelation(values[:, columns], lag) for values, _ in found) for lag in LAGS
@@ -230,7 +235,7 @@ def mixing(*, episodes: int = 4000, steps: int = 250, updates: int = 8000, seeds
     return rows
 
 
-def throughput(*, repeats: int = 9, updates: int = 100, replicas: int = 3) -> list[dict[str, Any]]:
+def throughput(*, repeats: int = 9, updates: int = 50, replicas: int = 3) -> list[dict[str, Any]]:
     """Updates per second of both losses from a stream and from the resident table, in turns in one process."""
     import torch
 
@@ -349,11 +354,16 @@ def main(arguments: list[str] | None = None) -> None:
         _print(("stage", "data", "dataset", "limit", "growth of resident memory"), rows)
     if "mixing" in chosen:
         rows = [
-            (row["what"], f"{row['episodes']:,}", *(f"{value:.3f}" for value in [*row["drift"], *row["others"]]))
+            (
+                row["what"],
+                str(row["steps"]),
+                f"{row['episodes']:,}",
+                *(f"{value:.3f}" for value in [*row["drift"], *row["others"]]),
+            )
             for row in mixing()
         ]
         lags = tuple(f"{feature}, lag {lag}" for feature in ("drift", "others") for lag in LAGS)
-        _print(("batches from", "episodes held", *lags), rows)
+        _print(("batches from", "steps per episode", "episodes held", *lags), rows)
     if "throughput" in chosen:
         rows = []
         base: dict[str, Any] = {}

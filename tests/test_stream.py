@@ -26,7 +26,9 @@ from dynarep.data.resident import TransitionTable
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import DataError, Episode, Spec
 from dynarep.data.shards import Shard, ShardedDataset, load_dataset, open_dataset, write_dataset
+from dynarep.data.split import held_out_ids
 from dynarep.data.stream import EpisodeBuffer, EpisodeOrder, read_some, spread_rounds
+from dynarep.pipeline import pretrain_dynamics as dynamics_stage
 from dynarep.pipeline.engine import Run, TrainingConfig
 from dynarep.pipeline.methods.dynamics import DynamicsConfig
 from dynarep.pipeline.methods.icvf import ICVFConfig
@@ -513,6 +515,32 @@ def test_a_stream_that_fits_trains_the_resident_model_to_the_bit(tmp_path: Path,
     assert not all(torch.equal(other[name], resident[name]) for name in resident)
 
 
+@pytest.mark.parametrize("states", ["current", "next"])
+@pytest.mark.parametrize("other", [False, True])
+def test_noise_states_come_from_their_dataset(
+    tmp_path: Path, robot: Path, states: Any, other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of another dataset from a buffer of its own; of the same dataset, never a held-out one."""
+    noise = replace(open_dataset(robot), name="other") if other else open_dataset(robot)
+    chosen = {int(name[2:]) for name in held_out_ids([f"e-{i:06d}" for i in range(40)], 0.2, 0)}
+    seen: set[int] = set()
+
+    def draw_only(learner: Any, sample: Any, training: Any, *, seek: Any, **_: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+        for update in range(300):
+            seek(update)
+            batch = sample(generator)
+            assert not chosen & set(batch.observations[..., 0].int().unique().tolist())
+            assert (batch.noise[..., 1].min() == 0) == (states == "current")
+            seen.update(batch.noise[..., 0].int().unique().tolist())
+
+    monkeypatch.setattr(dynamics_stage, "train", draw_only)
+    training = replace(TRAINING, updates=300)
+    c = replace(DYNAMICS, noise=NoiseConfig(dataset=noise.name, states=states), training=training)
+    pretrain_dynamics(c, open_dataset(robot), noise, Run("stage", 0, 2, tmp_path, tmp_path))
+    assert seen == (set(range(40)) if other else set(range(40)) - chosen)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits and reads memory as Linux does")
 @pytest.mark.parametrize("stage", ["pretrain_dynamics", "pretrain_intent"])
@@ -531,10 +559,9 @@ def test_a_dataset_ten_times_the_memory_limit(stage: str) -> None:
 @pytest.mark.slow
 def test_batches_of_a_stream_are_mixed() -> None:
     """On data that change along the dataset; in recorded order the same buffer gives batches that hardly change."""
-    rows = {row["what"]: row for row in streaming.mixing(episodes=2000, steps=100, updates=2000, seeds=1)}
-    resident, streamed = rows["resident table"], rows["stream, 50% of the data"]
-    recorded = rows["10% in recorded order, not shuffled"]
-    assert abs(resident["drift"][0]) < 0.1
-    assert abs(streamed["drift"][0]) < 0.2
-    assert recorded["drift"][0] > 0.9
-    assert rows["stream, 10% of the data"]["drift"][0] < recorded["drift"][0] / 2
+    rows = {(row["steps"], row["what"]): row for row in streaming.mixing(transitions=200_000, updates=2000, seeds=1)}
+    assert abs(rows[250, "resident table"]["drift"][0]) < 0.1
+    assert rows[250, "10%, in recorded order"]["drift"][0] > 0.9
+    assert rows[25, "10%, in recorded order"]["drift"][0] > 0.9
+    assert rows[25, "stream, 10%"]["drift"][0] < 0.4
+    assert rows[250, "stream, 50%"]["drift"][0] < 0.6
