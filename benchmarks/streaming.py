@@ -206,7 +206,7 @@ def batch_means(folder: Path, *, updates: int, batch: int, seed: int = 0, **stre
         return means(current), len(buffer.table.lengths)
 
 
-def mixing(*, transitions: int = 1_000_000, updates: int = 8000, seeds: int = 3) -> list[dict[str, Any]]:
+def mixing(*, transitions: int = 1_000_000, updates: int = 4000, seeds: int = 2) -> list[dict[str, Any]]:
     """Autocorrelation of batch means over updates: of the drift along the dataset, and of the other observations."""
     tenth = transitions // 10
     cases: list[tuple[int, str, dict[str, Any]]] = [(250, "resident table", {})]

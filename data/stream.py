@@ -195,14 +195,13 @@ class EpisodeOrder:
         """
         if not 0 <= part < parts:
             raise ValueError(f"part: found {part}, expected a number from 0 to {parts - 1}")
-        rows = [
-            (number, position, steps, name)
-            for number, shard in enumerate(dataset.shards)
-            for position, (name, steps) in enumerate(zip(shard.episodes, shard.steps, strict=True))
-            if ids is None or name in ids
-        ]
-        self.ids = [row[3] for row in rows]
-        self.shard, self.position, self.steps = np.array([row[:3] for row in rows], np.int64).reshape(-1, 3).T
+        names = [name for shard in dataset.shards for name in shard.episodes]
+        chosen = np.array([ids is None or name in ids for name in names], bool)
+        counts = [len(shard.episodes) for shard in dataset.shards]
+        self.ids = [name for name, keep in zip(names, chosen, strict=True) if keep]
+        self.shard = np.repeat(np.arange(len(counts)), counts)[chosen]
+        self.position = np.concatenate([np.arange(count) for count in counts])[chosen]
+        self.steps = np.concatenate([shard.steps for shard in dataset.shards])[chosen]
         self._seed, self._size, self._part, self._parts = seed, shuffle_shards, part, parts
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
