@@ -29,7 +29,7 @@ from dynarep.data.shards import Shard, ShardedDataset, load_dataset, open_datase
 from dynarep.data.split import held_out_ids
 from dynarep.data.stream import EpisodeBuffer, EpisodeOrder, read_some, spread_rounds
 from dynarep.pipeline import pretrain_dynamics as dynamics_stage
-from dynarep.pipeline.engine import Run, TrainingConfig
+from dynarep.pipeline.engine import Run, TrainingConfig, training_device
 from dynarep.pipeline.methods.dynamics import DynamicsConfig
 from dynarep.pipeline.methods.icvf import ICVFConfig
 from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
@@ -527,7 +527,7 @@ def test_noise_states_come_from_their_dataset(
     steps: set[int] = set()
 
     def draw_only(learner: Any, sample: Any, training: Any, *, seek: Any, **_: Any) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(training_device()).manual_seed(0)
         for update in range(300):
             seek(update)
             batch = sample(generator)
