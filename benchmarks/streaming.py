@@ -101,7 +101,7 @@ def memory_of(
         Whether it came to its ``end``, and by how many bytes the resident memory had ``grown`` at its peak, or its ``error``.
     """
     with tempfile.TemporaryDirectory() as outputs:
-        pretrain(stage, work / "little", Path(outputs) / "warm", buffer_steps=buffer_steps and 1000, updates=100)
+        pretrain(stage, work / "little", Path(outputs) / "warm", buffer_steps=buffer_steps and 9000, updates=100)
         Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
         before, written = _status("VmRSS"), _status("VmData")
         resource.setrlimit(resource.RLIMIT_DATA, (written + limit, resource.RLIM_INFINITY))

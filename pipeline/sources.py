@@ -93,7 +93,7 @@ def open_source(
         dataset: in memory if ``stream`` is None, else its index.
         stream: how to read it.
         seed: of the order in which a stream is read.
-        draws: transitions that one replica draws per update.
+        draws: transitions that one replica draws per update, over all processes.
         transform: applied to all episodes.
         device: of the table.
         ids: of the episodes, all by default.
@@ -110,7 +110,7 @@ def open_source(
     return EpisodeBuffer(
         dataset,
         steps=stream.buffer_steps,
-        steps_per_update=draws / stream.reuse,
+        steps_per_update=draws / parts / stream.reuse,  # the processes share the draws
         seed=seed,
         shuffle_shards=stream.shuffle_shards,
         cache=stream.cache,
@@ -142,7 +142,7 @@ def open_split(
         fraction: share of the episodes that are not drawn from. Of a stream only some of them are read, about as large a
             share of the buffer.
         seed: of the split and the order.
-        draws: transitions that one replica draws per update.
+        draws: transitions that one replica draws per update, over all processes.
         transform: applied to all episodes.
         device: of the table.
         part: of the ``parts`` that processes read of a stream.
