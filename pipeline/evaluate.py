@@ -59,20 +59,39 @@ class Architecture(Protocol):
     def observation_dim(self) -> int: ...  # noqa: D102
 
 
-class Policy(Protocol):
-    """What evaluation asks of a policy, as ``dynarep.pipeline.encoders.Policy`` has it."""
-
-    @property
-    def architecture(self) -> Architecture: ...  # noqa: D102
+class Actor(Protocol):
+    """What plays episodes."""
 
     @property
     def replicas(self) -> int: ...  # noqa: D102
 
     def act(self, observations: Tensor) -> Tensor:
-        """Deterministic actions (R, B, act_dim) within the bounds for observations (R, B, obs_dim)."""
+        """Actions (R, B, act_dim) within the bounds for observations (R, B, obs_dim)."""
+
+
+class Policy(Actor, Protocol):
+    """What evaluation asks of a policy, as ``dynarep.pipeline.encoders.Policy`` has it."""
+
+    @property
+    def architecture(self) -> Architecture: ...  # noqa: D102
 
 
 Load = Callable[[Path], Policy]
+
+
+@config
+class ClipsConfig:
+    """Short films of every policy and of the expert, which ``dynarep.pipeline.clips`` makes.
+
+    Args:
+        seconds: of the environment's time, from the start of an episode.
+        fps: frames per second of the environment's time.
+        width: of a frame, in pixels.
+    """
+
+    seconds: float = Field(default=3.0, gt=0)
+    fps: float = Field(default=12.5, gt=0)
+    width: int = Field(default=240, ge=16)
 
 
 @config
@@ -91,6 +110,7 @@ class EvaluateConfig:
         max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
         snapshots: play the snapshots of every policy, too, as ``<policy>@<update>``.
         motion: measure how far episodes are from a motion, too.
+        clips: film the start of each policy's first episode; null: no films.
     """
 
     env: str
@@ -102,6 +122,7 @@ class EvaluateConfig:
     max_steps: int | None = Field(default=None, ge=1)
     snapshots: bool = False
     motion: MotionConfig | None = None
+    clips: ClipsConfig | None = None
 
     def make(self) -> Any:
         """The environment, as ``make_environment`` makes it."""
@@ -149,7 +170,7 @@ class RandomPolicy:
         return torch.from_numpy(self._generator.uniform(self._space.low, self._space.high, shape))
 
 
-def rollout(policy: Policy | RandomPolicy, name: str, settings: EvaluateConfig, first: int) -> Rollouts:
+def rollout(policy: Actor, name: str, settings: EvaluateConfig, first: int) -> Rollouts:
     """Play one block: episodes ``first`` to ``first + BLOCK - 1`` (at most ``settings.episodes``) of all replicas.
 
     Args:
@@ -231,7 +252,7 @@ class _Job:
 
 def _play(job: _Job) -> Rollouts:
     with one_thread():
-        policy: Policy | RandomPolicy
+        policy: Actor
         if job.folder is None:
             policy = RandomPolicy(job.settings.make().action_space, (job.settings.seed, job.first))
         else:
@@ -268,7 +289,7 @@ def play(
         for name, folder in folders.items()
         for first in range(0, settings.episodes, BLOCK)
     }
-    played = map_shards(_play, jobs, engine.or_workers(min(settings.workers or _available_cores(), len(jobs))))
+    played = map_shards(_play, jobs, engine.or_workers(min(settings.workers or available_cores(), len(jobs))))
     shown = track(played, "evaluate", total=len(jobs), console=Console(stderr=True), transient=True)
     try:
         found = {where: block if motion is None else block.compared(motion) for where, block in shown}
@@ -324,9 +345,9 @@ def expert_returns(policies: Mapping[str, Path], artifacts: Path) -> dict[str, f
     named: dict[str, float | None] = {}
     for name, folder in policies.items():
         home = folder.parents[1] if "@" in name else folder
-        dataset = _read_json(home / "metadata.json").get("demonstrations")
+        dataset = read_json(home / "metadata.json").get("demonstrations")
         if dataset is not None:
-            returns = _read_json(artifacts / "shards" / dataset / "index.json").get("returns")
+            returns = read_json(artifacts / "shards" / dataset / "index.json").get("returns")
             named[name] = float(np.mean(returns)) if returns else None
     fallback = next(iter(named.values()), None)
     return {name: named.get(name, fallback) for name in policies} | {RANDOM: fallback}
@@ -335,13 +356,18 @@ def expert_returns(policies: Mapping[str, Path], artifacts: Path) -> dict[str, f
 def cards_behind(folder: Path, artifacts: Path) -> list[dict[str, Any]]:
     """Cards of the prepared datasets that a policy's metadata names, and of those they are made of."""
     metadata = folder / "metadata.json"
-    named = _read_json(metadata).get("datasets", {}) if metadata.is_file() else {}
+    named = read_json(metadata).get("datasets", {}) if metadata.is_file() else {}
     indices = [artifacts / "shards" / name / "index.json" for name in named]
-    provenances = [_read_json(index).get("provenance", {}) for index in indices if index.is_file()]
+    provenances = [read_json(index).get("provenance", {}) for index in indices if index.is_file()]
     return [card for provenance in provenances for card in provenance.get("cards", {}).values()]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        EvaluationError: if the file is missing or holds something else.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -416,7 +442,8 @@ def evaluate(
 
     Returns:
         What ``metrics.json`` holds (see ``summarise``), and what ``returns.json`` holds: env and its options, seed, D4RL's
-        reference returns or None, versions of the simulator, and under ``policies`` the returns and lengths of each, where
+        reference returns or None, versions of the simulator, under ``demonstrations`` the mean return of those that each
+        policy is compared with, and under ``policies`` the returns and lengths of each, where
         there are some also successes and distances, as lists of replicas of lists of episodes.
 
     Raises:
@@ -444,6 +471,7 @@ def evaluate(
         "max_steps": settings.max_steps,
         "reference": reference,
         "versions": simulator_versions(settings.env),
+        "demonstrations": expert,
         "policies": {name: _raw(played) for name, played in rollouts.items()},
     }
     return summarise(settings.env, rollouts, expert, reference), raw
@@ -459,7 +487,8 @@ def _raw(played: Rollouts) -> dict[str, list[list[float | None]]]:
     }
 
 
-def _available_cores() -> int:
+def available_cores() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,9 @@ from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, trainin
 from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
 from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.sources import StreamConfig, open_split
+
+MAP_EPISODES, MAP_STATES = 60, 1500
+"""How many held-out episodes, and states of them, are kept for a map of the latent space."""
 
 HORIZON = 50
 """Largest number of steps over which distances are compared."""
@@ -41,6 +45,8 @@ def pretrain_intent(
     c: PretrainIntentConfig, dataset: Dataset | ShardedDataset, run: Run
 ) -> tuple[IntentEncoder, dict[str, Any], list[dict[str, Any]]]:
     """Train, calibrate and measure; returns the encoder, its metrics, and rows of distance against k.
+
+    Latents of held-out states (``map_latents``) go to ``latents.npz`` in ``run.output``.
 
     Raises:
         ValueError: if no held-out episode has two states.
@@ -103,6 +109,7 @@ def pretrain_intent(
             if len(values):
                 low, high = np.percentile(values, [10, 90])
                 rows.append({"k": k, "space": space, "mean": values.mean(), "low": low, "high": high})
+    np.savez_compressed(run.output / "latents.npz", **map_latents(encoder, kept))
     return encoder, metrics, rows
 
 
@@ -125,6 +132,29 @@ def step_calibration(encoder: IntentEncoder, episodes: Iterable[Episode]) -> Ten
             f"pretrain_intent: psi of replica {constant} is the same for a state and the next, all over the data"
         )
     return (count / total).float()
+
+
+@torch.no_grad()
+def map_latents(encoder: IntentEncoder, episodes: list[Episode]) -> dict[str, Any]:
+    """Latents of states along some episodes, for a map of the space.
+
+    Returns:
+        ``latents`` (N, latent_dim) float32 of the first replica, with the ``episode`` (N,), an index, and the ``step`` (N,)
+        of each; and per episode its ``return`` (E,), NaN where unknown, and ``length`` (E,). The episodes are the first
+        ``MAP_EPISODES``; N is about ``MAP_STATES``, spread evenly over their transitions.
+    """
+    shown = episodes[:MAP_EPISODES]
+    stride = max(1, sum(episode.length for episode in shown) // MAP_STATES)
+    steps = [np.arange(number % stride, episode.length, stride) for number, episode in enumerate(shown)]
+    states = np.concatenate([episode.current[chosen] for episode, chosen in zip(shown, steps, strict=True)])
+    returns = [math.nan if episode.return_ is None else episode.return_ for episode in shown]
+    return {
+        "latents": encoder(torch.from_numpy(states)).numpy(),
+        "episode": np.repeat(np.arange(len(shown)), [len(chosen) for chosen in steps]),
+        "step": np.concatenate(steps),
+        "return": np.array(returns),
+        "length": np.array([episode.length for episode in shown]),
+    }
 
 
 @torch.no_grad()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -101,11 +101,15 @@ MethodConfig = Annotated[AnyMethodConfig, Field(discriminator="kind")]
 
 @config
 class RelabelConfig:
-    """Section ``relabel``: the dataset that gets rewards, the demonstrations, and the methods by name."""
+    """Section ``relabel``: the dataset that gets rewards, the demonstrations, and the methods by name.
+
+    ``examples`` is the number of episodes that are kept for the report, see ``example_episodes``.
+    """
 
     dataset: str
     demonstrations: str
     methods: dict[str, MethodConfig]
+    examples: int = Field(default=6, ge=1)
 
     def __post_init__(self) -> None:
         for name in self.methods:
@@ -140,15 +144,15 @@ class Relabelling:
     Args:
         rewards: per episode id (R, T) float32.
         returns: one row per episode: ``episode``, ``length``, ``relabelled`` (mean over replicas), ``true`` (or None).
-        example: of one episode and its best expert, for the first replica: ``coupling`` and ``cost`` (Ta, Te),
-            ``rewards`` (Ta,), ``true_rewards`` (Ta,) if known, ``agent`` and ``expert`` ids. None where a method
-            couples no steps.
+        examples: of some episodes, for the first replica: ``rewards`` (Ta,), ``true_rewards`` (Ta,) if known and the id
+            ``agent``; where the method couples steps also ``coupling`` and ``cost`` (Ta, Te) with the best expert, and
+            its id ``expert``.
         metrics: means over episodes, experts and replicas; None where the true reward is not known.
     """
 
     rewards: dict[str, np.ndarray]
     returns: list[dict[str, Any]]
-    example: dict[str, Any] | None
+    examples: list[dict[str, Any]]
     metrics: dict[str, Any]
 
 
@@ -161,6 +165,7 @@ def relabel(
     device: torch.device,
     run: Run,
     engine: EngineConfig = IN_PROCESS,
+    examples: Sequence[Episode] = (),
 ) -> Relabelling:
     """Reward every transition of ``dataset``; rewards of either side are not used, actions where the space reads them.
 
@@ -176,6 +181,7 @@ def relabel(
         device: where to compute.
         run: names, seeds and folders, for a method that is trained.
         engine: where the episodes are labelled; the rewards do not depend on it.
+        examples: episodes of the dataset that are shown in full.
 
     Raises:
         ValueError: if observations or, where they are read, actions of both datasets differ in size or are missing, if
@@ -197,12 +203,12 @@ def relabel(
         found = dict(_progress(labelled, len(dataset.episodes), f"relabel/{name}"))
         rewards = {episode: values for piece in pieces for episode, values in found[piece][0].items()}
         with torch.no_grad():
-            example = labeller.example(dataset.episodes, rewards)
+            shown = [_example(episode, rewards) | labeller.matched(episode) for episode in examples]
             metrics = labeller.metrics(_joined([found[piece][1] for piece in pieces]))
     except ValueError as error:
         raise ValueError(f"{where}: {dataset.name} against {demonstrations.name}: {error}") from error
     rewards = {episode.id: rewards[episode.id] for episode in dataset.episodes}
-    return Relabelling(rewards, _returns(dataset, rewards), example, {**metrics, **agreement(dataset, rewards)})
+    return Relabelling(rewards, _returns(dataset, rewards), shown, {**metrics, **agreement(dataset, rewards)})
 
 
 def _labelled(labeller: Labeller, episodes: Sequence[Episode]) -> Labelled:
@@ -361,22 +367,17 @@ class _Comparison:
             found["marginal_error_max"] = float(values["marginal_error"].max())
         return found
 
-    def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> dict[str, Any]:
-        """The coupling of an episode of median length among the longest third with its best expert."""
-        ordered = sorted(episodes, key=lambda episode: -episode.length)
-        agent = ordered[math.ceil(len(ordered) / 3) // 2]
+    def matched(self, agent: Episode) -> dict[str, Any]:
+        """Coupling and costs of an episode with its best expert, and the expert's id."""
         points = [self.embed(agent)]
         compared = [self.compare(points, expert) for expert in range(len(self.experts))]
         best = max(range(len(compared)), key=lambda expert: float(compared[expert].rewards[0].sum()))
         coupling, cost = compared[best].coupling()
-        arrays = {
+        return {
             "coupling": coupling[0].cpu().numpy(),
             "cost": cost[0].cpu().numpy(),
-            "rewards": rewards[agent.id][0],
-            "agent": agent.id,
             "expert": self.experts[best].id,
         }
-        return arrays if agent.rewards is None else {**arrays, "true_rewards": agent.rewards}
 
 
 class _Distillation:
@@ -431,8 +432,9 @@ class _Distillation:
         errors = {"error": float(values["error"].mean()), "expert_error": self.expert_error}
         return {"replicas": self.replicas, "experts": self.experts, **errors}
 
-    def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> None:
-        """None: no step of an episode is coupled with one of an expert's."""
+    def matched(self, agent: Episode) -> dict[str, Any]:
+        """Nothing: no step of an episode is coupled with one of an expert's."""
+        return {}
 
 
 class _Occupancy:
@@ -466,8 +468,39 @@ class _Occupancy:
         """How many replicas and demonstrations there are."""
         return {"replicas": len(self.weights), "experts": self.experts}
 
-    def example(self, episodes: Sequence[Episode], rewards: dict[str, np.ndarray]) -> None:
-        """None: no step of an episode is coupled with one of an expert's."""
+    def matched(self, agent: Episode) -> dict[str, Any]:
+        """Nothing: no step of an episode is coupled with one of an expert's."""
+        return {}
+
+
+def example_episodes(dataset: Dataset, count: int) -> list[Episode]:
+    """At most ``count`` episodes in the order of their returns (lengths where unknown), the best one last.
+
+    They are evenly spaced over the transitions in that order, so that they look like most of the data, which very short
+    episodes do not.
+    """
+    values = dataset.returns or [float(episode.length) for episode in dataset.episodes]
+    order = np.argsort(values, kind="stable")
+    passed = np.cumsum([dataset.episodes[i].length for i in order])
+    places = np.searchsorted(passed, passed[-1] * np.arange(1, count + 1) / count)
+    return [dataset.episodes[order[place]] for place in dict.fromkeys(places.tolist())]
+
+
+def _example(episode: Episode, rewards: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Rewards of an episode, for the first replica."""
+    arrays = {"rewards": rewards[episode.id][0], "agent": episode.id}
+    return arrays if episode.rewards is None else {**arrays, "true_rewards": episode.rewards}
+
+
+def write_examples(folder: Path, examples: Sequence[Mapping[str, Any]]) -> None:
+    """Write examples as ``<number>.npz``, without costs; of each step's mass, what is below 1e-4 of its largest is dropped."""
+    folder.mkdir()
+    for number, example in enumerate(examples):
+        arrays = {key: value for key, value in example.items() if key != "cost"}
+        if "coupling" in arrays:
+            mass = arrays["coupling"]
+            arrays["coupling"] = np.where(mass >= 1e-4 * mass.max(1, keepdims=True), mass, 0)
+        np.savez_compressed(folder / f"{number}.npz", **arrays)
 
 
 Labeller = _Comparison | _Distillation | _Occupancy

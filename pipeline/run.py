@@ -7,9 +7,11 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -115,14 +117,22 @@ class Stage:
     def output(self) -> Iterator[Path]:
         """A fresh folder that becomes ``destination`` when the block ends well, and vanishes when it does not.
 
-        Of several processes only the first one's is kept.
+        ``timing.json`` in it says when the block began, how long it took and on how many cores. Of several processes only the
+        first one's folder is kept.
         """
         if process_rank() > 0:
             with TemporaryDirectory() as temporary:
                 yield Path(temporary)
         else:
             with whole_folder(self.destination) as folder:
+                began, started = datetime.now(UTC), time.monotonic()
                 yield folder
+                timing = {
+                    "started": began.isoformat(timespec="seconds"),
+                    "seconds": round(time.monotonic() - started, 2),
+                    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                }
+                write_json(folder / "timing.json", timing)
 
     def provenance(self, *datasets: DatasetInfo, model: str = "") -> dict[str, Any]:
         """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints.

@@ -71,15 +71,48 @@ def stratified_interval(
     Returns:
         Lower and upper bound of the interquartile mean of all scores.
     """
+    means = _resampled_means(strata, resamples, np.random.default_rng(seed))
+    return _percentiles(means, confidence)
+
+
+def difference_interval(
+    values: ArrayLike, others: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the interquartile mean of ``values`` less that of ``others``.
+
+    Both are resampled on their own, as ``bootstrap_interval`` does it, though episodes may share their start states.
+
+    Args:
+        values: (R, E) one score per replica and episode.
+        others: the same of another policy or run; the sizes may differ.
+        confidence: mass between the bounds, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound; if both have one sign, the difference is told apart from chance.
+    """
     generator = np.random.default_rng(seed)
+    means, other_means = (_resampled_means([scores], resamples, generator) for scores in (values, others))
+    return _percentiles(means - other_means, confidence)
+
+
+def _resampled_means(
+    strata: Sequence[ArrayLike], resamples: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Interquartile means (resamples,) of replicas and episodes drawn within each stratum."""
     samples = []
     for values in (np.asarray(values, dtype=np.float64) for values in strata):
         replicas, episodes = values.shape
         rows = generator.integers(replicas, size=(resamples, replicas, 1))
         columns = generator.integers(episodes, size=(resamples, replicas, episodes))
         samples.append(values[rows, columns].reshape(resamples, -1))
+    return np.asarray(trim_mean(np.concatenate(samples, 1), 0.25, axis=1))
+
+
+def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:
     tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(trim_mean(np.concatenate(samples, 1), 0.25, axis=1), [tail, 1.0 - tail])
+    low, high = np.quantile(values, [tail, 1.0 - tail])
     return float(low), float(high)
 
 

@@ -4,10 +4,11 @@ from dynarep.pipeline.run import Stage, stage_main, write_json
 
 
 def main(stage: Stage) -> None:
-    """Write scores and raw returns into ``artifacts/evaluate/metrics.json`` and ``returns.json``."""
+    """Write scores and raw returns into ``metrics.json`` and ``returns.json``, and films into ``clips``."""
     import json
     from dataclasses import replace
 
+    from dynarep.pipeline.clips import make_clips
     from dynarep.pipeline.evaluate import EvaluateConfig, evaluate, print_scores
 
     settings = stage.config(EvaluateConfig)
@@ -17,6 +18,9 @@ def main(stage: Stage) -> None:
         metrics, returns = evaluate(settings, stage.artifacts, engine=stage.engine())
         write_json(folder / "metrics.json", metrics)
         (folder / "returns.json").write_text(json.dumps(returns) + "\n")
+        if settings.clips is not None:
+            (folder / "clips").mkdir()
+            write_json(folder / "clips" / "clips.json", make_clips(settings, stage.artifacts, folder / "clips"))
     print_scores(metrics)
 
 

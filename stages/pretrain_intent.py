@@ -4,7 +4,7 @@ from dynarep.pipeline.run import Stage, stage_main, write_json
 
 
 def main(stage: Stage) -> None:
-    """Write the encoder, its metrics, curves and distance table into ``artifacts/pretrain_intent``."""
+    """Write the encoder, its metrics, curves, distance table and some latents into ``artifacts/pretrain_intent``."""
     from dataclasses import replace
 
     from dynarep.pipeline.artifacts import save_artifact

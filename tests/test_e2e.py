@@ -134,9 +134,11 @@ def test_every_stage_leaves_its_artifacts(project: Project) -> None:
     trained += [f"imitate/{name}" for name in IMITATORS] + [f"offline_rl/{name}" for name in LEARNERS]
     expected = [f"{folder}/{file}" for folder in trained for file in MODEL]
     expected += [f"{stage}/metrics.json" for stage in STAGES[1:-1]]
-    expected += ["pretrain_intent/distance.tsv", "evaluate/returns.json", "report/index.html"]
+    expected += [f"{stage}/timing.json" for stage in STAGES[1:]]
+    expected += ["pretrain_intent/distance.tsv", "pretrain_intent/latents.npz"]
+    expected += ["evaluate/returns.json", "evaluate/clips/clips.json", "report/index.html"]
     for method in ("ailot", "otr"):
-        expected += [f"relabel/{method}/returns.tsv", f"relabel/{method}/example.npz"]
+        expected += [f"relabel/{method}/returns.tsv", f"relabel/{method}/examples/0.npz"]
         assert list((artifacts / "relabel" / method / "rewards").glob("*.safetensors"))
     assert [path for path in expected if not (artifacts / path).is_file()] == []
     assert [path for path in artifacts.rglob("*") if path.name.endswith((".tmp", ".old", ".ckpt"))] == []

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
+from dynarep.pipeline import pretrain_intent as module
 from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
 from dynarep.pipeline.engine import Run, TrainingConfig
 from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig, icvf_loss, intent_advantage
 from dynarep.pipeline.pretrain_intent import (
     PretrainIntentConfig,
     distances_over_time,
+    map_latents,
     pretrain_intent,
     step_calibration,
 )
@@ -306,6 +308,23 @@ def test_distances_over_time() -> None:
     assert steps.max() == 50
     # 59 starts with up to 50 steps ahead, then 0 -> 1, 0 -> 2, 1 -> 2; an episode of one step gives nothing
     assert len(steps) == 10 * 50 + sum(range(1, 50)) + 3
+
+
+def test_latents_for_a_map_are_spread_over_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAP_EPISODES", 3)
+    monkeypatch.setattr(module, "MAP_STATES", 20)
+    encoder = IntentEncoder(IntentArchitecture(replicas=2, observation_dim=2, hidden=(4,), latent_dim=3))
+    found = map_latents(encoder, [line(40, 1.0, "a"), line(1, 2.0, "b"), line(20, -1.0, "c"), line(500, 0.0, "d")])
+    assert found["latents"].shape == (len(found["step"]), 3)
+    assert 18 <= len(found["step"]) <= 22
+    np.testing.assert_array_equal(found["length"], [40, 1, 20])
+    assert np.isnan(found["return"]).all()  # lines have no rewards
+    for episode in (0, 2):
+        steps = found["step"][found["episode"] == episode]
+        assert (np.diff(steps) == 3).all()
+    state = line(40, 1.0, "a").current[[found["step"][0]]]
+    with torch.no_grad():
+        np.testing.assert_allclose(found["latents"][0], encoder(torch.from_numpy(state))[0], rtol=1e-5)
 
 
 def test_nothing_to_measure_on_is_refused_before_training(tmp_path: Path) -> None:

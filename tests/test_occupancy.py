@@ -79,7 +79,7 @@ def test_rewards_of_a_dataset(make_episode: Callable[..., Episode], tmp_path: Pa
         ratio = (encoder.mu(torch.from_numpy(episode.successors)[None]) * theta[:, None]).sum(-1).clamp(min=0)
         expected = torch.log((ratio + 0.1) / 0.1)
         np.testing.assert_allclose(found.rewards[episode.id], expected, rtol=1e-4, atol=1e-5)
-    assert found.example is None
+    assert found.examples == []
     assert found.metrics["replicas"] == 2
     assert found.metrics["experts"] == 2
     blind = prepared(tmp_path / "blind", [make_episode(4, "b", action_dim=0)], actions=False)

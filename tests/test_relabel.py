@@ -31,9 +31,11 @@ from dynarep.pipeline.relabel import (
     RNDMethodConfig,
     SegmentMethodConfig,
     agreement,
+    example_episodes,
     moments,
     relabel,
     smoke,
+    write_examples,
 )
 from dynarep.pipeline.spaces import Space, SpaceName, dynamics_space, load_space, observation_space
 
@@ -92,9 +94,12 @@ INTENT = Space(two_replicas, torch.tensor([1.0, 0.25]))
 UNTRAINED = Run("relabel/name", 0, 1, Path("nowhere"), Path("nowhere"))
 
 
-def run(agents: Dataset, experts: Dataset, c: AnyMethodConfig, intent: Space = INTENT) -> Relabelling:
+def run(
+    agents: Dataset, experts: Dataset, c: AnyMethodConfig, intent: Space = INTENT, shown: str = "agent-1"
+) -> Relabelling:
     space = intent if c.space == "intent" else observation_space(agents, CPU, standardise=c.space == "standardised")
-    return relabel("name", c, agents, experts, {c.space: space}, CPU, UNTRAINED)
+    examples = [episode for episode in agents.episodes if episode.id == shown]
+    return relabel("name", c, agents, experts, {c.space: space}, CPU, UNTRAINED, examples=examples)
 
 
 def test_rewards_are_the_methods_for_each_episode(agents: Dataset, experts: Dataset) -> None:
@@ -235,9 +240,8 @@ def test_nearest_and_segment_are_those_of_each_episode(agents: Dataset, experts:
             x = torch.from_numpy(episode.current)
             expected = distance.label(x[None], lengths[0], states[None], lengths[1], calibration, c.method, 1)
             np.testing.assert_allclose(found.rewards[episode.id], expected.rewards, rtol=1e-6)
-        example = found.example
-        assert example is not None
-        paid = (example["coupling"] * example["cost"]).sum(1) * 22  # the one entry of each row, 1 / 22
+        (example,) = found.examples
+        paid = (example["coupling"] * example["cost"]).sum(1) * 14  # the one entry of each row, 1 / 14
         expected = published.scale * np.exp(-0.5 * np.sqrt(paid)) if c is not SEGMENT else 5.0 * np.exp(-0.1 * paid)
         np.testing.assert_allclose(example["rewards"], expected, rtol=1e-3)
 
@@ -271,22 +275,42 @@ def test_without_true_rewards(agents: Dataset, experts: Dataset, tmp_path: Path)
     blind = [replace(e, rewards=None, actions=None) for e in agents.episodes]
     unknown = run(prepared(tmp_path / "unknown", blind), experts, AILOT)
     assert unknown.metrics["spearman_true_return"] is unknown.metrics["spearman_true_reward"] is None
-    assert unknown.example is not None
-    assert "true_rewards" not in unknown.example
+    (example,) = unknown.examples
+    assert "true_rewards" not in example
     assert unknown.returns[0]["true"] is None
     kept = run(prepared(tmp_path / "kept", blind, agents.returns), experts, AILOT)
     assert kept.metrics["spearman_true_return"] is not None
     assert kept.metrics["spearman_true_reward"] is None
 
 
-def test_example_is_of_median_length_among_the_longest_third(agents: Dataset, experts: Dataset) -> None:
-    found = run(agents, experts, replace(AILOT, space="intent"), INTENT).example
-    assert found is not None
-    assert found["agent"] == "agent-5"  # lengths 24, 22, 20 are the longest third of seven
+def test_an_example_is_an_episode_with_its_best_expert(agents: Dataset, experts: Dataset) -> None:
+    (found,) = run(agents, experts, replace(AILOT, space="intent"), INTENT, "agent-5").examples
+    assert found["agent"] == "agent-5"
     assert found["expert"] == "expert-0"
     assert found["coupling"].shape == found["cost"].shape == (22, 24)
     np.testing.assert_allclose(found["coupling"].sum(1), 1 / 22, rtol=1e-5)
     assert found["rewards"].shape == found["true_rewards"].shape == (22,)
+
+
+def test_examples_are_spread_over_the_transitions_by_return_and_end_with_the_best(tmp_path: Path) -> None:
+    lengths, returns = [12, 4, 8, 16], [3.0, 1.0, 2.0, 4.0]
+    data = prepared(tmp_path / "data", [walk(f"agent-{i}", n, 0.1) for i, n in enumerate(lengths)], returns)
+    for count, expected in ((1, [3]), (2, [0, 3]), (4, [2, 0, 3]), (100, [1, 2, 0, 3])):
+        assert [episode.id for episode in example_episodes(data, count)] == [f"agent-{i}" for i in expected]
+    unknown = prepared(tmp_path / "unknown", [replace(e, rewards=None, actions=None) for e in data.episodes[:2]])
+    assert [episode.id for episode in example_episodes(unknown, 1)] == ["agent-0"]  # the longest
+
+
+def test_examples_on_disk_drop_costs_and_negligible_mass(tmp_path: Path) -> None:
+    coupling = np.array([[0.5, 1e-6], [0.25, 0.25]])
+    arrays = {"coupling": coupling, "cost": coupling, "rewards": np.ones(2), "agent": "a", "expert": "e"}
+    write_examples(tmp_path / "examples", [arrays, {"rewards": np.ones(3), "agent": "b"}])
+    with np.load(tmp_path / "examples" / "0.npz", allow_pickle=False) as stored:
+        assert set(stored) == {"coupling", "rewards", "agent", "expert"}
+        np.testing.assert_array_equal(stored["coupling"], [[0.5, 0.0], [0.25, 0.25]])
+    with np.load(tmp_path / "examples" / "1.npz", allow_pickle=False) as stored:
+        assert set(stored) == {"rewards", "agent"}
+    assert arrays["coupling"] is coupling
 
 
 def test_raw_and_standardised_spaces_count_in_steps(agents: Dataset) -> None:
@@ -443,9 +467,8 @@ RND = RNDMethodConfig(
 
 def trained(agents: Dataset, experts: Dataset, c: RNDMethodConfig, space: Space, folder: Path) -> Relabelling:
     folder.mkdir()
-    return relabel(
-        "name", c, agents, experts, {c.space: space}, training_device(), Run("name", 0, 2, folder, folder / "kept")
-    )
+    run = Run("name", 0, 2, folder, folder / "kept")
+    return relabel("name", c, agents, experts, {c.space: space}, training_device(), run, examples=agents.episodes[-1:])
 
 
 def test_distillation_rewards_what_the_expert_does(experts: Dataset, tmp_path: Path) -> None:
@@ -462,7 +485,9 @@ def test_distillation_rewards_what_the_expert_does(experts: Dataset, tmp_path: P
     assert found.metrics["experts"] == 1
     assert 0 < found.metrics["expert_error"] < 0.1 * found.metrics["error"]
     assert found.metrics["spearman_true_return"] == pytest.approx(1.0)
-    assert found.example is None
+    (example,) = found.examples
+    assert set(example) == {"agent", "rewards", "true_rewards"}
+    np.testing.assert_array_equal(example["rewards"], values[2][0])
     again = trained(agents, experts, RND, space, tmp_path / "again")
     assert all(np.array_equal(again.rewards[name], x) for name, x in found.rewards.items())
 
@@ -523,6 +548,7 @@ replicas: 2
 relabel:
   dataset: agents
   demonstrations: experts
+  examples: 2
   methods:
     ailot: {kind: ailot}
     otr: {kind: otr}
@@ -555,6 +581,8 @@ def test_stage_writes_its_folder(project: Path, capsys: pytest.CaptureFixture[st
     dataset = load_dataset(project / "artifacts" / "shards" / "agents")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert list(metrics) == [*COUPLED, "rnd"]
+    assert dataset.returns is not None
+    best = dataset.episodes[int(np.argmax(dataset.returns))].id
     for name, replicas in {**COUPLED, "rnd": 2}.items():
         rewards = read_rewards(folder / name, dataset)
         assert {key: value.shape for key, value in rewards.items()} == {
@@ -564,12 +592,16 @@ def test_stage_writes_its_folder(project: Path, capsys: pytest.CaptureFixture[st
             rows = list(csv.DictReader(file, delimiter="\t"))
         assert [row["episode"] for row in rows] == [e.id for e in dataset.episodes]
         assert metrics[name]["replicas"] == replicas
-        assert (folder / name / "example.npz").exists() == (name in COUPLED)
-        if name in COUPLED:
-            with np.load(folder / name / "example.npz", allow_pickle=False) as example:
-                agent = str(example["agent"])
-                assert example["coupling"].shape == example["cost"].shape == (rewards[agent].shape[1], 24)
-                np.testing.assert_array_equal(example["rewards"], rewards[agent][0])
+        assert sorted(path.name for path in (folder / name / "examples").iterdir()) == ["0.npz", "1.npz"]
+        with np.load(folder / name / "examples" / "1.npz", allow_pickle=False) as example:
+            agent = str(example["agent"])
+            assert agent == best
+            np.testing.assert_array_equal(example["rewards"], rewards[agent][0])
+            assert ("coupling" in example) == (name in COUPLED)
+            if name in COUPLED:
+                assert example["coupling"].shape == (rewards[agent].shape[1], 24)
+                mass = example["coupling"].sum(1)
+                np.testing.assert_allclose(mass, mass.mean(), rtol=1e-3)
     assert (folder / "rnd" / "curves.tsv").exists()
     metadata = json.loads((folder / "metadata.json").read_text())
     assert (metadata["dataset"], metadata["demonstrations"]) == ("agents", "experts")

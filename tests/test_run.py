@@ -1,5 +1,6 @@
 import json
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,12 @@ def test_a_stage_knows_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     with stage.output() as folder:
         (folder / "file").write_text("text")
-    assert contents(stage.artifacts) == {"report/file": "text"}
+    written = contents(stage.artifacts)
+    timing = json.loads(written.pop("report/timing.json"))
+    assert written == {"report/file": "text"}
+    assert 0 <= timing["seconds"] < 60
+    assert timing["cores"] >= 1
+    assert datetime.fromisoformat(timing["started"]).tzinfo is not None
     facts = stage.provenance()
     assert facts["stage"] == "report"
     assert facts["params"] == {"seed": 3, "replicas": 4, "report": {"title": "hello"}}

@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import arrays
 from dynarep.data.d4rl import environment_reference, reference
 from dynarep.pipeline.scores import (
     bootstrap_interval,
+    difference_interval,
     expert_fraction,
     interquartile_mean,
     normalised_score,
@@ -124,6 +125,26 @@ def test_interval_lies_within_the_values(values: np.ndarray) -> None:
     low, high = bootstrap_interval(values, resamples=50)
     tolerance = 1e-9 * max(1.0, float(np.abs(values).max()))
     assert values.min() - tolerance <= low <= high <= values.max() + tolerance
+
+
+def test_difference_of_two_is_told_apart_when_it_is_large() -> None:
+    generator = np.random.default_rng(0)
+    values, others = generator.normal(50, 5, (3, 20)), generator.normal(40, 5, (5, 10))
+    low, high = difference_interval(values, others)
+    assert 0 < low < interquartile_mean(values) - interquartile_mean(others) < high
+    assert difference_interval(others, values)[1] < 0
+    low, high = difference_interval(values, values)
+    assert low < 0 < high
+    assert (low, high) == difference_interval(values, values)
+
+
+def test_difference_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(100):
+        low, high = difference_interval(generator.normal(3, 1, (1, 30)), generator.normal(1, 1, (1, 30)), resamples=400)
+        covered += low <= 2 <= high
+    assert covered >= 88
 
 
 def test_ranking() -> None:
