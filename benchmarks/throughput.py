@@ -132,7 +132,7 @@ def engine(make: Callable[[], tuple[Any, Any]], count: int, *, compile_it: bool)
             run = Run("bench", 0, 1, path, Path(folder) / "checkpoints")
             kept, sys.stderr = sys.stderr, io.StringIO()
             try:
-                train(learner, timed, training, run=run, metric="loss", key="bench")
+                train(learner, timed, training, run=run, metrics=("loss",), key="bench")
             finally:
                 sys.stderr = kept
             return float(count), time.perf_counter() - started

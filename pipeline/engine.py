@@ -19,16 +19,20 @@ import contextlib
 import csv
 import ctypes
 import hashlib
+import inspect
 import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import lightning as pl
@@ -42,6 +46,7 @@ from dynarep.pipeline.artifacts import save_model
 from dynarep.pipeline.distributed import TrainerConfig, check_processes, mean_over_processes, process_rank, rows_of
 from dynarep.pipeline.functional import Losses
 from dynarep.pipeline.params import Field, config
+from dynarep.pipeline.watching import TENSORBOARD, Progress, TensorBoard
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, from malloc.h."""
@@ -184,11 +189,18 @@ def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
     return call
 
 
-class _Chunks(pl.LightningModule):
+class Chunks(pl.LightningModule):
     """Lightning's view of a run: one epoch is one chunk of updates."""
 
     def __init__(
-        self, learner: nn.Module, sample: Sample, training: TrainingConfig, key: str, seed: int, seek: Seek | None
+        self,
+        learner: nn.Module,
+        sample: Sample,
+        training: TrainingConfig,
+        key: str,
+        code: str,
+        seed: int,
+        seek: Seek | None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -200,11 +212,15 @@ class _Chunks(pl.LightningModule):
         self.sample = sample
         self.seek = seek
         self.training_config = training
-        self.key = key
+        self.key, self.code = key, code
         self.updates = 0
+        self.rows: list[Tensor] = []
+        """Loss and metrics (metrics, R) of each update of a chunk that is not complete."""
+        self.asked_to_stop = self.stopping = False
         self.curve: list[dict[str, float]] = []
         self.snapshots: dict[int, dict[str, Tensor]] = {}
         self.last_checkpoint: Path | None = None
+        self.saved_updates = 0
         self._generator_seed = seed
         self._resumed: dict[str, Any] | None = None
 
@@ -228,6 +244,8 @@ class _Chunks(pl.LightningModule):
             torch.set_rng_state(self._resumed["rng"].cpu())
             if self._resumed["cuda_rng"]:
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda_rng"]])
+            self.rows = [row.to(self.device) for row in self.rows]
+            self.trainer.should_stop = self.updates >= self.training_config.updates
 
         training, parameters = self.training_config, self._trained()
         self.gradients = gradients_of(self.learner, parameters)
@@ -241,10 +259,10 @@ class _Chunks(pl.LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         training, parameters = self.training_config, self._trained()
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        rows: list[Tensor] = []
         snapshot_updates, processes = training.snapshot_updates, self.trainer.world_size
-        started = time.perf_counter()
-        for _ in range(min(training.updates_per_chunk, training.updates - self.updates)):
+        started, first = time.perf_counter(), self.updates
+        end = min(training.updates, (first // training.updates_per_chunk + 1) * training.updates_per_chunk)
+        while self.updates < end:
             progress = self.updates / training.updates
             for group, rate, cosine in zip(optimizer.param_groups, self._initial_rates, self._cosine, strict=True):
                 if cosine:
@@ -269,32 +287,39 @@ class _Chunks(pl.LightningModule):
             if self.updates in snapshot_updates:
                 state = self.kept.export().state_dict()  # type: ignore[operator]
                 self.snapshots[self.updates] = {name: value.detach().clone() for name, value in state.items()}
-            rows.append(torch.stack(list(values.values())))
+            self.rows.append(torch.stack(list(values.values())))
+            if self.asked_to_stop and processes == 1:  # several processes agree at the end of the chunk
+                break
         names = list(values)
-        stacked = torch.stack(rows)
+        stacked = torch.stack(self.rows)
         if processes > 1:
             torch.distributed.all_reduce(stacked)
             stacked /= processes
+        self.stopping = self.trainer.strategy.reduce_boolean_decision(self.asked_to_stop, all=False)
         table = stacked.cpu()  # (K, metrics, R): the only synchronisation of the chunk
         finite = table.isfinite().flatten(1).all(1)
         if not finite.all():
             k = int(finite.logical_not().nonzero()[0, 0])
             bad = [name for name, row in zip(names, table[k], strict=True) if not row.isfinite().all()]
-            name, update = self.key.rpartition("-")[0], self.updates - len(rows) + k + 1
+            name, update = self.key.rpartition("-")[0], self.updates - len(self.rows) + k + 1
             raise NonFiniteLossError(
                 f"{name}: {', '.join(bad)} became non-finite at update {update}; "
                 f"last good checkpoint: {self.last_checkpoint or 'none was written yet'}"
             )
+        if self.updates < end:
+            return
+        self.rows = []
         means = table.mean((0, 2)).tolist()
-        rate = len(rows) / (time.perf_counter() - started)
+        rate = (self.updates - first) / (time.perf_counter() - started)
         self.curve.append({"update": self.updates, **dict(zip(names, means, strict=True)), "updates_per_second": rate})
-        if self.logger is not None:
-            self.logger.log_metrics({k: v for k, v in self.curve[-1].items() if k != "update"}, step=self.updates)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dynarep"] = {
             "key": self.key,
+            "code": self.code,
             "updates": self.updates,
+            "total": self.training_config.updates,
+            "rows": self.rows,
             "curve": self.curve,
             "snapshots": self.snapshots,
             "generator": self.generator.get_state(),
@@ -305,83 +330,80 @@ class _Chunks(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._resumed = checkpoint["dynarep"]
         self.updates, self.curve = self._resumed["updates"], self._resumed["curve"]
-        self.snapshots = self._resumed["snapshots"]
+        self.saved_updates = self.updates
+        self.rows, self.snapshots = self._resumed["rows"], self._resumed["snapshots"]
 
 
 class _Checkpoint(pl.Callback):
-    """Writes ``path`` atomically every ``checkpoint_every`` updates, unless a parameter is no longer finite."""
+    """Ends a run, and writes ``path`` atomically: every ``checkpoint_every`` updates, at the end and where a signal stops it.
+
+    SIGINT and SIGTERM stop a run after the update at hand, or after the chunk where several processes share it; a second
+    one stops it at once. Parameters that are no longer finite are not written.
+    """
+
+    signals = signal.SIGINT, signal.SIGTERM
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Chunks)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if pl_module.asked_to_stop:
+                raise KeyboardInterrupt
+            pl_module.asked_to_stop = True
+
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, stop) for number in self.signals}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, _Chunks)
+        assert isinstance(pl_module, Chunks)
         training = pl_module.training_config
-        every = math.ceil(training.checkpoint_every / training.updates_per_chunk)
-        due = (trainer.current_epoch + 1) % every == 0
+        every = math.ceil(training.checkpoint_every / training.updates_per_chunk) * training.updates_per_chunk
+        trainer.should_stop = pl_module.stopping or pl_module.updates >= training.updates
+        due = trainer.should_stop or pl_module.updates % every == 0
         if due and all(bool(p.isfinite().all()) for p in pl_module.parameters()):
             temporary = self.path.with_suffix(".tmp")
             trainer.save_checkpoint(temporary)
             if trainer.is_global_zero:
                 temporary.replace(self.path)
-            pl_module.last_checkpoint = self.path
+            pl_module.last_checkpoint, pl_module.saved_updates = self.path, pl_module.updates
 
-
-class _Progress(pl.Callback):
-    """A live bar on a terminal, else a line every ``seconds``: updates per second, time left and the main metric."""
-
-    def __init__(self, title: str, total: int, metric: str, seconds: float = 15.0) -> None:
-        self.title, self.total, self.metric, self.seconds = title, total, metric, seconds
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.last = time.monotonic()
-        self.bar: Any = None
-        if sys.stderr.isatty() and trainer.is_global_zero:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
-            )
-            self.bar = Progress(*columns, console=Console(stderr=True))
-            self.task = self.bar.add_task(self.title, total=self.total, status="")
-            self.bar.start()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, _Chunks)
-        row = pl_module.curve[-1]
-        status = f"{row['updates_per_second']:.0f}/s  {self.metric} {row[self.metric]:.4g}"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=pl_module.updates, status=status)
-        elif not trainer.is_global_zero:
-            return
-        elif time.monotonic() - self.last > self.seconds or pl_module.updates >= self.total:
-            self.last = time.monotonic()
-            print(f"{self.title}: {pl_module.updates:,}/{self.total:,}  {status}", file=sys.stderr, flush=True)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._stop()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()
+        self._give_back()
 
-    def _stop(self) -> None:
-        if getattr(self, "bar", None) is not None:
-            self.bar.stop()
+    def _give_back(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
 
 
-def _resumable(path: Path, key: str) -> bool:
+def code_digest(learner: nn.Module, sample: Sample) -> str:
+    """Identify the source text of what shapes a training: the learner's parts, its batches and this engine."""
+    names = {type(part).__module__ for part in learner.modules()} | {sample.__module__, Losses.__module__, __name__}
+    names |= {f"dynarep.data.{name}" for name in ("resident", "sampling", "stream")} & set(sys.modules)
+    sources = [inspect.getsource(sys.modules[name]) for name in sorted(names) if not name.startswith("torch.")]
+    return hashlib.sha256("".join(sources).encode()).hexdigest()
+
+
+def _resumable(path: Path, key: str, code: str) -> bool:
+    """Whether the checkpoint belongs to this training; where one does not, say why."""
     if not path.exists():
         return False
     try:
-        return bool(torch.load(path, map_location="cpu", weights_only=True)["dynarep"]["key"] == key)
+        kept = torch.load(path, map_location="cpu", weights_only=True)["dynarep"]
+        other = "settings, seeds or data" if kept["key"] != key else "code" if kept["code"] != code else ""
+        reason = f"it was made with other {other}" if other else ""
     except Exception as error:
-        print(f"{path}: not a usable checkpoint ({error}); training starts anew", file=sys.stderr)
-        return False
+        reason = str(error)
+    if reason:
+        print(f"{path}: not a usable checkpoint ({reason}); training starts anew", file=sys.stderr)
+    return not reason
 
 
 @dataclass(frozen=True)
@@ -393,8 +415,9 @@ class Run:
         seed: of initialisation, sampling and noise.
         replicas: independent copies trained together.
         output: an existing folder that receives curves, TensorBoard logs and the artifact.
-        checkpoints: folder of resume checkpoints, outside of any stage output.
+        checkpoints: folder of resume checkpoints, of this stage alone and outside of any stage output.
         trainer: the processes that share the work.
+        place: of the stage in the pipeline, for progress lines, e.g. ``4/8``.
     """
 
     name: str
@@ -403,6 +426,12 @@ class Run:
     output: Path
     checkpoints: Path
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    place: str = ""
+
+    @property
+    def title(self) -> str:
+        """Place and name."""
+        return f"{self.place} {self.name}".lstrip()
 
     @property
     def part(self) -> dict[str, int]:
@@ -437,7 +466,7 @@ def train(
     training: TrainingConfig,
     *,
     run: Run,
-    metric: str,
+    metrics: Sequence[str],
     key: str,
     seek: Seek | None = None,
 ) -> None:
@@ -448,14 +477,16 @@ def train(
         sample: draws a batch.
         training: length and portions.
         run: names, seeds and folders.
-        metric: the metric shown in progress lines.
-        key: from ``run_key``. A checkpoint with this key is resumed; it is removed when training has finished.
+        metrics: those shown while it runs, one or two that tell whether it learns.
+        key: from ``run_key``. A checkpoint with this key, made by the same code, is resumed; that of a finished training
+            is its result, so that a stage of several models that is stopped repeats none. The caller removes
+            ``run.checkpoints`` when all is done.
         seek: called with the number of updates made, before each one, so that ``sample`` draws from what belongs to it.
 
     Raises:
         NonFiniteLossError: if a loss or metric is not finite.
         ValueError: if the batch cannot be shared among the processes, or another number of them runs.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; the message says at which update.
+        KeyboardInterrupt: on SIGINT (Ctrl-C) or SIGTERM; the message says at which update, and what was saved.
     """
     name, output, checkpoints, seed = run.name, run.output, run.checkpoints, run.seed
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -463,11 +494,13 @@ def train(
     keep_freed_memory()
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
-    module = _Chunks(learner, sample, training, key, seed, seek)
-    resume = path if _resumable(path, key) else None
+    code = code_digest(learner, sample)
+    module = Chunks(learner, sample, training, key, code, seed, seek)
+    resume = path if _resumable(path, key, code) else None
     if resume:
         module.last_checkpoint = resume
-        print(f"{name}: resuming from {resume}", file=sys.stderr)
+        if process_rank(run.trainer.devices) == 0:
+            print(f"{run.title}: resuming from {resume}", file=sys.stderr)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -477,9 +510,9 @@ def train(
             num_nodes=run.trainer.num_nodes,
             strategy=run.trainer.strategy,
             use_distributed_sampler=False,
-            max_epochs=math.ceil(training.updates / training.updates_per_chunk),
-            logger=TensorBoardLogger(output, name="tensorboard", version=""),
-            callbacks=[_Checkpoint(path), _Progress(name, training.updates, metric)],
+            max_epochs=-1,
+            logger=TensorBoardLogger(output, name=TENSORBOARD, version=""),
+            callbacks=[_Checkpoint(path), TensorBoard(), Progress(run.title, training.updates, metrics)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -489,8 +522,10 @@ def train(
         chunks: DataLoader[Tensor] = DataLoader(torch.zeros(1, 1), generator=torch.Generator())  # type: ignore[arg-type]
         try:
             trainer.fit(module, chunks, ckpt_path=resume, weights_only=True)
-        except SystemExit:  # Lightning's answer to Ctrl-C and SIGTERM
-            raise KeyboardInterrupt(f"at update {module.updates} of {training.updates} of {name}") from None
+        except SystemExit:  # Lightning's answer to a KeyboardInterrupt, at a second signal
+            raise KeyboardInterrupt(_where(module, name)) from None
+    if module.updates < training.updates:
+        raise KeyboardInterrupt(_where(module, name))
     learner.load_state_dict(module.kept.state_dict())
     learner.cpu().eval()
     if trainer.world_size > 1:
@@ -500,7 +535,15 @@ def train(
         model = learner.export()  # type: ignore[operator]
         model.load_state_dict(state)
         save_model(output / "snapshots" / f"{update:09d}", model)
-    path.unlink(missing_ok=True)
+
+
+def _where(module: Chunks, name: str) -> str:
+    """At which update a run stopped, and what of it is saved."""
+    saved = "nothing of it is saved"
+    if module.last_checkpoint is not None:
+        behind = module.saved_updates < module.updates
+        saved = f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {module.last_checkpoint}"
+    return f"at update {module.updates} of {module.training_config.updates} of {name}, {saved}"
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:

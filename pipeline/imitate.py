@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
@@ -168,7 +168,7 @@ def imitate(
     if isinstance(c, CloningPolicyConfig):
         table = table_of(demonstrations.episodes if c.data == "demonstrations" else _best(arbitrary, c.top))
         learner = BC(c.method, run.replicas, *moments, *bounds)
-        metric = "squared_error"
+        metrics = "loss", "squared_error"
 
         def sample(generator: torch.Generator) -> Any:
             return draw(table, generator)
@@ -185,7 +185,7 @@ def imitate(
         learner = BC(cloning, run.replicas, *moments, *bounds, absorbing=absorbing)
         weights = _weights(c, expert, other, moments, used, run, fingerprints)
         facts["effective_share"] = effective_share(weights).tolist()
-        metric = "squared_error"
+        metrics = "loss", "squared_error"
         cumulative = weights.double().cumsum(1)
 
         def sample(generator: torch.Generator) -> Any:
@@ -195,7 +195,7 @@ def imitate(
     else:
         expert, other = table_of(demonstrations.episodes), table_of(arbitrary.episodes)
         learner = ValueDICE(c.method, run.replicas, *moments, *bounds, used, absorbing=absorbing)
-        metric = "objective"
+        metrics = "objective", "squared_error"
         like_expert: list[Tensor] = []
         if isinstance(c, ReprDualPolicyConfig) and c.top > 0:
             assert used is not None
@@ -212,7 +212,7 @@ def imitate(
             cloned = (torch.where(own, getattr(shown, name), getattr(chosen, name)) for name in names)
             return ImitationBatch(shown, seen, Transitions(*cloned))
 
-    train(learner, sample, c.training, run=run, metric=metric, key=key)
+    train(learner, sample, c.training, run=run, metrics=metrics, key=key)
     return learner.export(), facts
 
 
@@ -269,15 +269,15 @@ def _weights(
     def over_all(of: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.cat([of(rows) for rows in torch.split(everything, 8192, 1)], 1)
 
-    def fit(name: str, part: nn.Module, sample: Sample, training: TrainingConfig, metric: str) -> None:
+    def fit(name: str, part: nn.Module, sample: Sample, training: TrainingConfig, metrics: Sequence[str]) -> None:
         within = run.within(name)
         key = run_key(within, c, *fingerprints)
-        train(part, sample, replace(training, snapshots=1), run=within, metric=metric, key=key)
+        train(part, sample, replace(training, snapshots=1), run=within, metrics=metrics, key=key)
         part.to(device)
 
-    fit("discriminator", discriminator, compare, c.discriminator, "cross_entropy")
+    fit("discriminator", discriminator, compare, c.discriminator, ("expert_log_ratio", "data_log_ratio"))
     log_ratio = over_all(lambda rows: discriminator(data.gather(rows).observations, data.gather(rows).actions))
-    fit("value", value, states, c.value, "dual")
+    fit("value", value, states, c.value, ("dual", "effective_share"))
     omega = None
     none = data.initial[:0].expand(run.replicas, -1, -1)
     if encoder is not None:

@@ -140,13 +140,13 @@ def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset
     learner: IQL | TD3BC | BC
     following = chosen = None
     if policy.learner == "iql":
-        learner, metric = IQL(c.iql, *form), "value"
+        learner, metrics = IQL(c.iql, *form), ("value", "q_loss")
     elif policy.learner == "td3_bc":
-        learner, metric = TD3BC(c.td3_bc, *form), "q"
+        learner, metrics = TD3BC(c.td3_bc, *form), ("q", "squared_error")
         if c.td3_bc.critic_penalty > 0:
             following = next_actions(dataset, table)
     else:
-        learner, metric = BC(c.top_bc.method, *form), "squared_error"
+        learner, metrics = BC(c.top_bc.method, *form), ("loss", "squared_error")
         chosen = best_rows(rewards, [episode.length for episode in dataset.episodes], c.top_bc.top)
 
     def sample(generator: torch.Generator) -> RewardBatch | SARSABatch:
@@ -162,5 +162,5 @@ def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset
 
     top = c.top_bc.top if policy.learner == "top_bc" else None
     key = run_key(run, learner.config, top, c.training, dataset.fingerprint, digest(rewards))
-    train(learner, sample, c.training, run=run, metric=metric, key=key)
+    train(learner, sample, c.training, run=run, metrics=metrics, key=key)
     return learner.export()

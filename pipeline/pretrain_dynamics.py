@@ -101,7 +101,7 @@ def pretrain_dynamics(
             noise_source.seek(update)
 
         key = run_key(run, c, dataset.fingerprint, noise.fingerprint)
-        train(learner, sample, c.training, run=run, metric="normalisation", key=key, seek=seek)
+        train(learner, sample, c.training, run=run, metrics=("loss", "normalisation"), key=key, seek=seek)
         seek(c.training.updates - 1)
         encoder = learner.export()
         states = noise_states().cpu()

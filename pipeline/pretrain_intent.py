@@ -90,7 +90,7 @@ def pretrain_intent(
             )
 
         key = run_key(run, c, dataset.fingerprint)
-        train(learner, sample, c.training, run=run, metric="value", key=key, seek=source.seek)
+        train(learner, sample, c.training, run=run, metrics=("loss", "value"), key=key, seek=source.seek)
         source.seek(c.training.updates - 1)
         encoder = learner.export()
         encoder.calibration.copy_(step_calibration(encoder, source.episodes()))

@@ -409,7 +409,7 @@ class _Distillation:
             return shown[replica, uniform(shown.shape[1], shape, generator, shown.device)]
 
         key = run_key(run, c, dataset.fingerprint, demonstrations.fingerprint, digest(pairs, mean, unit))
-        train(self.learner, sample, c.training, run=run, metric="loss", key=key)
+        train(self.learner, sample, c.training, run=run, metrics=("loss",), key=key)
         self.learner.to(device)
         with torch.no_grad():
             self.expert_error = float(self.learner.error(pairs).mean())

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,18 @@ class Stage:
         return (self.project / ".dynarep" / "smoke" if self.smoke else self.artifacts) / self.name
 
     @property
+    def checkpoints(self) -> Path:
+        """Where trainings of this stage that were stopped wait; it is removed with the end of the stage."""
+        return self.project / ".dynarep" / ("smoke" if self.smoke else "") / "checkpoints" / self.name
+
+    @property
+    def place(self) -> str:
+        """The number of this stage in ``dvc.yaml``, out of how many, e.g. ``4/8``; empty where it is not there."""
+        path = self.project / "dvc.yaml"
+        stages = list(read_yaml(path).get("stages", ())) if path.is_file() else []
+        return f"{stages.index(self.name) + 1}/{len(stages)}" if self.name in stages else ""
+
+    @property
     def shards(self) -> Path:
         """The folder of prepared datasets."""
         return self.artifacts / "shards"
@@ -96,10 +109,10 @@ class Stage:
         from dynarep.pipeline.distributed import TrainerConfig
         from dynarep.pipeline.engine import Run
 
-        c, checkpoints, trainer = self.run_config(), self.project / ".dynarep" / "checkpoints", TrainerConfig()
+        c, trainer = self.run_config(), TrainerConfig()
         if shared and "trainer" in read_yaml(self.params):
             trainer = read_section(self.params, "trainer", TrainerConfig)
-        return Run(self.name, c.seed, c.replicas, output, checkpoints, trainer)
+        return Run(self.name, c.seed, c.replicas, output, self.checkpoints, trainer, self.place)
 
     def dataset(self, name: str) -> Dataset:
         """A prepared dataset."""
@@ -118,7 +131,7 @@ class Stage:
         """A fresh folder that becomes ``destination`` when the block ends well, and vanishes when it does not.
 
         ``timing.json`` in it says when the block began, how long it took and on how many cores. Of several processes only the
-        first one's folder is kept.
+        first one's folder is kept. Checkpoints of the stage vanish when it has ended well.
         """
         if process_rank() > 0:
             with TemporaryDirectory() as temporary:
@@ -133,6 +146,7 @@ class Stage:
                     "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
                 }
                 write_json(folder / "timing.json", timing)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def provenance(self, *datasets: DatasetInfo, model: str = "") -> dict[str, Any]:
         """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints.
@@ -183,7 +197,8 @@ def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | 
     try:
         main(Stage(options.stage, options.params, options.smoke))
     except KeyboardInterrupt as stop:
-        print(f"{options.stage}: stopped {stop}", file=sys.stderr)
+        if process_rank() == 0:
+            print(f"{options.stage}: stopped {stop}".rstrip() + "; run it again to go on", file=sys.stderr)
         sys.exit(130)
     except (DataError, ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("DYNAREP_TRACEBACK"):

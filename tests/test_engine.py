@@ -1,4 +1,5 @@
 import csv
+import inspect
 import math
 import re
 import shutil
@@ -15,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from dynarep.data.folders import whole_folder
+from dynarep.pipeline import networks as mlp_module
 from dynarep.pipeline.engine import (
     NonFiniteLossError,
     Run,
@@ -101,12 +103,12 @@ def fit(
     sample: Callable[[torch.Generator], Any] = draw,
     learner: nn.Module | None = None,
     key: str = "key",
-    metric: str = "loss",
+    metrics: tuple[str, ...] = ("loss",),
 ) -> nn.Module:
     run = make_run(folder)
     learner = learner or Regression()
     try:
-        train(learner, sample, training, run=run, metric=metric, key=key)
+        train(learner, sample, training, run=run, metrics=metrics, key=key)
     except BaseException:
         assert not (run.output / "curves.tsv").exists()
         run.output.rename(folder / f"failed-{len(list(folder.iterdir()))}")
@@ -180,7 +182,7 @@ def test_what_training_leaves(tmp_path: Path) -> None:
     assert all(row["updates_per_second"] > 0 for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert list((tmp_path / "output" / "tensorboard").glob("events*"))
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint(tmp_path)]
     header, *lines = (tmp_path / "output" / "curves.tsv").read_text().splitlines()
     assert header == "update\tloss\tabsolute_error\tupdates_per_second"
     assert [line.split("\t")[0] for line in lines] == ["4", "8", "12", "16", "20", "24"]
@@ -210,7 +212,79 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert calls == 16
     assert same(learner, uninterrupted[0])
     assert learned(tmp_path) == uninterrupted[1]
-    assert not checkpoint(tmp_path).exists()
+
+
+def test_a_finished_training_is_not_repeated(
+    tmp_path: Path, uninterrupted: tuple[nn.Module, list[dict[str, float]]]
+) -> None:
+    """As in a stage of several models that was stopped in a later one."""
+    fit(tmp_path)
+    after = torch.get_rng_state()
+    (tmp_path / "output").rename(tmp_path / "first")
+    torch.manual_seed(123)
+    learner = fit(tmp_path, sample=failing(0, AssertionError("drawn")))
+    assert same(learner, uninterrupted[0])
+    assert learned(tmp_path) == uninterrupted[1]
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def at_draw(count: int, action: Callable[[], object]) -> Callable[[torch.Generator], Tensor]:
+    """``draw`` that does something before the draw numbered ``count``, counted from 0."""
+    done = iter(range(1_000_000))
+
+    def sample(generator: torch.Generator) -> Tensor:
+        if next(done) == count:
+            action()
+        return draw(generator)
+
+    return sample
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [0, 9, 11, 12, 22])
+def test_a_signal_stops_after_the_update_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, at: int, uninterrupted: tuple[nn.Module, list[dict[str, float]]]
+) -> None:
+    """Within a chunk of 4 (9), at its end (11), at its start (12)."""
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    message = f"at update {at + 1} of 24 of stage/model, saved in {checkpoint(tmp_path)}"
+    with pytest.raises(KeyboardInterrupt, match=f"^{re.escape(message)}$"):
+        fit(tmp_path, sample=at_draw(at, lambda: signal.raise_signal(number)))
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    torch.manual_seed(123)
+    learner = fit(tmp_path, sample=failing(24 - at - 1, AssertionError("drawn")))
+    assert same(learner, uninterrupted[0])
+    assert learned(tmp_path) == uninterrupted[1]
+
+
+def test_a_signal_in_the_last_update_changes_nothing(tmp_path: Path, uninterrupted: tuple[nn.Module, Any]) -> None:
+    assert same(fit(tmp_path, sample=at_draw(23, lambda: signal.raise_signal(signal.SIGINT))), uninterrupted[0])
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path, uninterrupted: tuple[nn.Module, Any]) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="at update 14 of 24 of stage/model, saved up to update 8 in"):
+        fit(tmp_path, sample=at_draw(14, twice))
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert same(fit(tmp_path), uninterrupted[0])
+
+
+def test_other_code_starts_anew(
+    tmp_path: Path,
+    uninterrupted: tuple[nn.Module, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stopped(tmp_path)
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda of: source(of) + (" # changed" if of is mlp_module else ""))
+    capsys.readouterr()
+    assert same(fit(tmp_path), uninterrupted[0])
+    assert "not a usable checkpoint (it was made with other code); training starts anew" in capsys.readouterr().err
 
 
 def test_a_run_can_be_resumed_twice(tmp_path: Path, uninterrupted: tuple[nn.Module, list[dict[str, float]]]) -> None:
@@ -220,13 +294,6 @@ def test_a_run_can_be_resumed_twice(tmp_path: Path, uninterrupted: tuple[nn.Modu
     learner = fit(tmp_path)
     assert same(learner, uninterrupted[0])
     assert learned(tmp_path) == uninterrupted[1]
-
-
-def test_ctrl_c_says_where_it_stopped(tmp_path: Path) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="at update 14 of 24 of stage/model"):
-        fit(tmp_path, sample=failing(14, KeyboardInterrupt()))
-    assert signal.getsignal(signal.SIGINT) == handler
 
 
 @pytest.mark.parametrize("after", [14, 24])
@@ -242,12 +309,14 @@ def test_the_bar_on_a_terminal_ends_with_the_run(tmp_path: Path, after: int, mon
     (bar,) = started
     assert not bar.live.is_started
     assert bar.tasks[0].completed == (12 if after < 24 else 24)
-    assert "loss" in bar.tasks[0].fields["status"]
+    assert re.fullmatch(r"loss [\d.]+", bar.tasks[0].fields["status"])
+    assert re.fullmatch(r"\d+/s" + (r"  0:\d\d left" if after < 24 else ""), bar.tasks[0].fields["speed"])
 
 
 def test_a_line_of_progress_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(tmp_path, metric="absolute_error")
-    assert re.fullmatch(r"stage/model: 24/24  \d+/s  absolute_error [\d.]+\n", capsys.readouterr().err)
+    fit(tmp_path, metrics=("loss", "absolute_error"))
+    line = r"stage/model: 24/24  \d+/s  loss [\d.]+  absolute_error [\d.]+\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def stopped(folder: Path, key: str = "key") -> None:
@@ -311,7 +380,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, at: int, what: str, value: fl
     def stage() -> None:
         with whole_folder(tmp_path / "artifact") as folder:
             run = Run("stage/model", 0, 2, folder, tmp_path / "checkpoints")
-            train(Breaking(at, what, value), draw, TRAINING, run=run, metric="loss", key="stage/model-1234")
+            train(Breaking(at, what, value), draw, TRAINING, run=run, metrics=("loss",), key="stage/model-1234")
 
     with pytest.raises(NonFiniteLossError) as error:
         stage()

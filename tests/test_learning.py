@@ -91,7 +91,7 @@ def generators(seed: int, purpose: int) -> list[np.random.Generator]:
 def fit(learner: nn.Module, sample: Sample, updates: int, folder: Path, seed: int) -> None:
     folder.mkdir(parents=True)
     run = Run("learning", seed, REPLICAS, folder, folder / "checkpoints")
-    train(learner, sample, TrainingConfig(updates=updates), run=run, metric="loss", key=run_key(run))
+    train(learner, sample, TrainingConfig(updates=updates), run=run, metrics=("loss",), key=run_key(run))
 
 
 def correlations(x: Any, y: Any) -> np.ndarray:

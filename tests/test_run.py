@@ -122,7 +122,7 @@ def test_a_stage_knows_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert stage.config(ReportConfig) == ReportConfig(title="hello")
     run = stage.run(tmp_path)
     assert (run.name, run.seed, run.replicas, run.output) == ("report", 3, 4, tmp_path)
-    assert run.checkpoints == stage.project / ".dynarep" / "checkpoints"
+    assert run.checkpoints == stage.project / ".dynarep" / "checkpoints" / "report"
     assert (
         Stage("report", Path("params.yaml"), smoke=True).destination == stage.project / ".dynarep" / "smoke" / "report"
     )
@@ -138,6 +138,30 @@ def test_a_stage_knows_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert facts["stage"] == "report"
     assert facts["params"] == {"seed": 3, "replicas": 4, "report": {"title": "hello"}}
     assert {"version", "revision", "torch", "datasets", "path"} <= set(facts)
+
+
+def test_a_stage_knows_its_place(tmp_path: Path) -> None:
+    stage = Stage("report", project(tmp_path))
+    assert stage.run(tmp_path).title == "report"
+    (tmp_path / "dvc.yaml").write_text("stages: {prepare: {cmd: a}, report: {cmd: b}, other: {cmd: c}}\n")
+    assert stage.run(tmp_path).title == "2/3 report"
+    assert stage.run(tmp_path).within("page").title == "2/3 report/page"
+    assert Stage("report_b", stage.params).place == ""
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_checkpoints_stay_until_the_stage_has_ended_well(tmp_path: Path, smoke: bool) -> None:
+    stage, other = Stage("report", project(tmp_path), smoke), Stage("report", project(tmp_path), not smoke)
+    for one in (stage, other):
+        one.checkpoints.mkdir(parents=True)
+        (one.checkpoints / "report.ckpt").touch()
+    with pytest.raises(HaltError), stage.output():
+        raise HaltError
+    assert (stage.checkpoints / "report.ckpt").exists()
+    with stage.output():
+        pass
+    assert not stage.checkpoints.exists()
+    assert (other.checkpoints / "report.ckpt").exists()
 
 
 @pytest.mark.parametrize(("text", "key"), [("seed: -1", "seed"), ("replicas: 0", "replicas"), ("seed: x", "seed")])
@@ -193,7 +217,7 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         call("imitate", KeyboardInterrupt("at update 3 of 9 of imitate/bc"))
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "imitate: stopped at update 3 of 9 of imitate/bc\n"
+    assert capsys.readouterr().err == "imitate: stopped at update 3 of 9 of imitate/bc; run it again to go on\n"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def cloned(folder: Path, chunk: int) -> Policy:
 
     training = TrainingConfig(updates=40, batch_size=8, updates_per_chunk=chunk, snapshots=4)
     folder.mkdir(parents=True)
-    train(learner, sample, training, run=Run("bc", 0, 2, folder, folder / "kept"), metric="loss", key="bc-k")
+    train(learner, sample, training, run=Run("bc", 0, 2, folder, folder / "kept"), metrics=("loss",), key="bc-k")
     return learner.export()
 
 

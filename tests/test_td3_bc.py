@@ -223,7 +223,7 @@ def test_a_run_resumed_between_two_actor_updates_is_the_same_to_the_bit(tmp_path
     batches = [random_batch() for _ in range(9)]
     training = TrainingConfig(updates=9, updates_per_chunk=3, checkpoint_every=3)
 
-    def fit(output: Path, first: int, stop: int | None) -> TD3BC:
+    def fit(output: Path, first: int, stop: int | None, checkpoints: str = "checkpoints") -> TD3BC:
         torch.manual_seed(0)
         count = iter(range(first, len(batches)))
 
@@ -234,11 +234,11 @@ def test_a_run_resumed_between_two_actor_updates_is_the_same_to_the_bit(tmp_path
 
         output.mkdir()
         model = learner()
-        run = Run("offline_rl/td3_bc", 0, 2, output, tmp_path / "checkpoints")
-        train(model, sample, training, run=run, metric="q", key="key")
+        run = Run("offline_rl/td3_bc", 0, 2, output, tmp_path / checkpoints)
+        train(model, sample, training, run=run, metrics=("q",), key="key")
         return model
 
-    whole = fit(tmp_path / "whole", 0, None)
+    whole = fit(tmp_path / "whole", 0, None, "others")
     with pytest.raises(InterruptionError):
         fit(tmp_path / "stopped", 0, 4)  # leaves a checkpoint after update 3, when the actor is due next
     resumed = fit(tmp_path / "resumed", 3, None)

@@ -1,0 +1,178 @@
+"""What a person sees of a training while it runs: progress in the terminal, and TensorBoard.
+
+Everything here reads what the engine already has on the host once per chunk, so that watching costs no synchronisation.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as pl
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
+
+    from dynarep.pipeline.engine import Chunks
+
+TENSORBOARD = "tensorboard"
+"""The folder of the logs within the output of what is trained."""
+
+HISTOGRAMS = 4
+"""How often within a run the distributions of parameters and gradients are logged."""
+
+
+class Progress(pl.Callback):
+    """A live bar on a terminal, else a line every ``seconds``: updates, their speed, the time left and some metrics.
+
+    Args:
+        title: what is trained.
+        total: updates of the run.
+        metrics: columns of the curve that are shown.
+        seconds: between two lines.
+    """
+
+    def __init__(self, title: str, total: int, metrics: Sequence[str], seconds: float = 15.0) -> None:
+        self.title, self.total, self.metrics, self.seconds = title, total, metrics, seconds
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show where the run begins, which is not the start where it is resumed."""
+        chunks: Chunks = pl_module  # type: ignore[assignment]
+        self.began = self.said = time.monotonic()
+        self.first = chunks.updates
+        if sys.stderr.isatty() and trainer.is_global_zero:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+            from rich.table import Column
+
+            def text(field: str, **style: Any) -> TextColumn:
+                return TextColumn(field, table_column=Column(no_wrap=True, **style))
+
+            self.bar = Bar(
+                text("{task.description}"),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                text("{task.fields[speed]}", style="cyan"),
+                text("{task.fields[status]}", overflow="ellipsis"),
+                console=Console(stderr=True),
+                expand=True,
+            )
+            self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, speed="", status="")
+            self.bar.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the last chunk."""
+        chunks: Chunks = pl_module  # type: ignore[assignment]
+        if not trainer.is_global_zero or not chunks.curve:
+            return
+        now, row = time.monotonic(), chunks.curve[-1]
+        rate = (chunks.updates - self.first) / max(now - self.began, 1e-9)
+        speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        if chunks.updates < self.total:
+            speed += f"  {_clock((self.total - chunks.updates) / rate)} left"
+        status = "  ".join(f"{name} {row[name]:.4g}" for name in self.metrics)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=chunks.updates, speed=speed, status=status)
+        elif now - self.said > self.seconds or chunks.updates >= self.total:
+            self.said = now
+            print(
+                f"{self.title}: {chunks.updates:,}/{self.total:,}  {speed}  {status}", file=sys.stderr, flush=True
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the bar as it is."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the bar as it is, so that the message follows it."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class TensorBoard(pl.Callback):
+    """Logs the curve, and ``HISTOGRAMS`` times within a run the distributions of parameters and gradients."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what a resumed run had logged before, because its output folder is new."""
+        chunks: Chunks = pl_module  # type: ignore[assignment]
+        self.logged = 0
+        self._scalars(trainer, chunks)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the last chunk."""
+        chunks: Chunks = pl_module  # type: ignore[assignment]
+        total = chunks.training_config.updates
+        before = chunks.curve[self.logged - 1]["update"] if self.logged else 0
+        new = self.logged < len(chunks.curve)
+        self._scalars(trainer, chunks)
+        if new and trainer.is_global_zero and chunks.updates * HISTOGRAMS // total > before * HISTOGRAMS // total:
+            writer: SummaryWriter = trainer.logger.experiment  # type: ignore[union-attr]
+            for name, parameter in chunks.learner.named_parameters():
+                values = {"parameters": parameter.detach(), "gradients": parameter.grad}
+                for kind, tensor in values.items():
+                    if tensor is not None and tensor.numel() > 1 and bool(tensor.isfinite().all()):
+                        writer.add_histogram(f"{kind}/{name}", tensor, chunks.updates, bins=64)  # type: ignore[arg-type]
+
+    def _scalars(self, trainer: pl.Trainer, chunks: Chunks) -> None:
+        for row in chunks.curve[self.logged :]:
+            values = {name: value for name, value in row.items() if name != "update"}
+            trainer.logger.log_metrics(values, step=int(row["update"]))  # type: ignore[union-attr]
+        self.logged = len(chunks.curve)
+
+
+@contextmanager
+def board(output: Path) -> Iterator[SummaryWriter]:
+    """A writer of TensorBoard logs beside those of the training whose folder is ``output``."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(output / TENSORBOARD)) as writer:  # type: ignore[no-untyped-call]
+        yield writer
+
+
+def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Squared distance against k for each space, with the range of the middle 80 %.
+
+    Args:
+        rows: ``space``, ``k``, ``mean``, ``low``, ``high``; distances in units of the first step.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="steps k", ylabel="squared distance, first step = 1", yscale="log")
+    for space in dict.fromkeys(row["space"] for row in rows):
+        k, mean, low, high = (
+            [row[name] for row in rows if row["space"] == space] for name in ("k", "mean", "low", "high")
+        )
+        (line,) = axes.plot(k, mean, label=space)
+        axes.fill_between(k, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.legend(frameon=False)
+    return figure
+
+
+def coupling_figure(coupling: NDArray[Any]) -> Figure:
+    """The heat map of a coupling (Ta, Te) of an episode's steps and the expert's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.5), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="step of the expert", ylabel="step of the episode")
+    image = axes.imshow(np.asarray(coupling), aspect="auto", origin="lower", interpolation="antialiased")
+    figure.colorbar(image, label="mass")
+    return figure
