@@ -400,7 +400,7 @@ def _resumable(path: Path, key: str, code: str) -> bool:
         other = "settings, seeds or data" if kept["key"] != key else "code" if kept["code"] != code else ""
         reason = f"it was made with other {other}" if other else ""
     except Exception as error:
-        reason = str(error)
+        reason = str(error) or type(error).__name__
     if reason:
         print(f"{path}: not a usable checkpoint ({reason}); training starts anew", file=sys.stderr)
     return not reason

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,7 +186,10 @@ def _plain(value: Any) -> Any:
 
 
 def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | None = None) -> None:
-    """Parse a stage program's three flags and run it; a known error is one line on stderr and exit status 1."""
+    """Parse a stage program's three flags and run it.
+
+    A known error is one line on stderr and exit status 1; SIGINT (Ctrl-C) and SIGTERM are one line and 130.
+    """
     from dynarep.data.schema import DataError
 
     parser = argparse.ArgumentParser(prog=f"python -m dynarep.stages.{name}", description=f"The {name} stage.")
@@ -194,6 +199,8 @@ def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | 
     parser.add_argument("--stage", default=name, help="section of the params file and folder under artifacts/")
     parser.add_argument("--smoke", action="store_true", help="a few updates only, to see that everything fits together")
     options = parser.parse_args(arguments)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
         main(Stage(options.stage, options.params, options.smoke))
     except KeyboardInterrupt as stop:
@@ -205,3 +212,6 @@ def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | 
             raise
         print(f"error: {options.stage}: {error}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, terminate)

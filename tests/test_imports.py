@@ -24,7 +24,7 @@ HEAVY = (
 )
 
 OWNERS = {
-    "lightning": ["pipeline/engine.py"],
+    "lightning": ["pipeline/engine.py", "pipeline/watching.py"],
     "webdataset": ["data/shards.py"],
     "fsspec": ["data/remote.py"],
     "aiohttp": ["data/remote.py"],

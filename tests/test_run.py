@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,16 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
         call("imitate", KeyboardInterrupt("at update 3 of 9 of imitate/bc"))
     assert stop.value.code == 130
     assert capsys.readouterr().err == "imitate: stopped at update 3 of 9 of imitate/bc; run it again to go on\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_outside_of_a_training(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        stage_main("imitate", lambda stage: signal.raise_signal(number), [])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "imitate: stopped; run it again to go on\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(
