@@ -16,7 +16,6 @@ lets tables that change with time catch up.
 from __future__ import annotations
 
 import contextlib
-import csv
 import ctypes
 import hashlib
 import inspect
@@ -46,6 +45,7 @@ from dynarep.pipeline.artifacts import save_model
 from dynarep.pipeline.distributed import TrainerConfig, check_processes, mean_over_processes, process_rank, rows_of
 from dynarep.pipeline.functional import Losses
 from dynarep.pipeline.params import Field, config
+from dynarep.pipeline.run import write_table
 from dynarep.pipeline.watching import TENSORBOARD, Progress, TensorBoard
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -391,19 +391,19 @@ def code_digest(learner: nn.Module, sample: Sample) -> str:
     return hashlib.sha256("".join(sources).encode()).hexdigest()
 
 
-def _resumable(path: Path, key: str, code: str) -> bool:
-    """Whether the checkpoint belongs to this training; where one does not, say why."""
+def _saved_updates(path: Path, key: str, code: str) -> int | None:
+    """How many updates the checkpoint holds, if it belongs to this training; where one does not, say why."""
     if not path.exists():
-        return False
+        return None
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True)["dynarep"]
-        other = "settings, seeds or data" if kept["key"] != key else "code" if kept["code"] != code else ""
-        reason = f"it was made with other {other}" if other else ""
+        if kept["key"] == key and kept["code"] == code:
+            return int(kept["updates"])
+        reason = f"it was made with other {'code' if kept['key'] == key else 'settings, seeds or data'}"
     except Exception as error:
         reason = str(error) or type(error).__name__
-    if reason:
-        print(f"{path}: not a usable checkpoint ({reason}); training starts anew", file=sys.stderr)
-    return not reason
+    print(f"{_shown(path)}: not a usable checkpoint ({reason}); training starts anew", file=sys.stderr)
+    return None
 
 
 @dataclass(frozen=True)
@@ -496,11 +496,13 @@ def train(
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     code = code_digest(learner, sample)
     module = Chunks(learner, sample, training, key, code, seed, seek)
-    resume = path if _resumable(path, key, code) else None
+    saved = _saved_updates(path, key, code)
+    resume = None if saved is None else path
     if resume:
         module.last_checkpoint = resume
         if process_rank(run.trainer.devices) == 0:
-            print(f"{run.title}: resuming from {resume}", file=sys.stderr)
+            how = "trained already, in" if saved == training.updates else f"resuming at update {saved} from"
+            print(f"{run.title}: {how} {_shown(resume)}", file=sys.stderr)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -542,13 +544,10 @@ def _where(module: Chunks, name: str) -> str:
     saved = "nothing of it is saved"
     if module.last_checkpoint is not None:
         behind = module.saved_updates < module.updates
-        saved = f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {module.last_checkpoint}"
+        saved = f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {_shown(module.last_checkpoint)}"
     return f"at update {module.updates} of {module.training_config.updates} of {name}, {saved}"
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of equal keys as tab-separated values with a header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _shown(path: Path) -> Path:
+    """The path as a person in the current folder would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -487,6 +487,16 @@ def _raw(played: Rollouts) -> dict[str, list[list[float | None]]]:
     }
 
 
+def return_rows(returns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``returns.json`` holds as one row per episode, for plots: ``policy``, ``replica``, ``episode``, ``return``."""
+    return [
+        {"policy": name, "replica": replica, "episode": episode, "return": value}
+        for name, played in returns["policies"].items()
+        for replica, row in enumerate(played["returns"])
+        for episode, value in enumerate(row)
+    ]
+
+
 def available_cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,9 +20,13 @@ from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, trainin
 from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
 from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.sources import StreamConfig, open_split
+from dynarep.pipeline.watching import add_latents, board, distance_figure
 
 MAP_EPISODES, MAP_STATES = 60, 1500
 """How many held-out episodes, and states of them, are kept for a map of the latent space."""
+
+BOARD_STATES = 400
+"""How many of these states TensorBoard's projector shows."""
 
 HORIZON = 50
 """Largest number of steps over which distances are compared."""
@@ -109,7 +113,14 @@ def pretrain_intent(
             if len(values):
                 low, high = np.percentile(values, [10, 90])
                 rows.append({"k": k, "space": space, "mean": values.mean(), "low": low, "high": high})
-    np.savez_compressed(run.output / "latents.npz", **map_latents(encoder, kept))
+    latents = map_latents(encoder, kept)
+    np.savez_compressed(run.output / "latents.npz", **latents)
+    with board(run.output) as writer:
+        shown = slice(None, None, math.ceil(len(latents["latents"]) / BOARD_STATES))
+        episode = latents["episode"][shown]
+        columns = {"episode": episode, "time": latents["step"][shown], "return": latents["return"][episode].round(2)}
+        add_latents(writer, "psi", latents["latents"][shown], columns)
+        writer.add_figure("squared distance after k steps", distance_figure(rows))
     return encoder, metrics, rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -173,6 +174,14 @@ class Stage:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON with a final newline; floats keep eight digits, those that are not finite become null."""
     path.write_text(json.dumps(_plain(value), indent=2) + "\n")
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows of equal keys as tab-separated values with a header."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _plain(value: Any) -> Any:

@@ -54,17 +54,14 @@ class Progress(pl.Callback):
             from rich.progress import Progress as Bar
             from rich.table import Column
 
-            def text(field: str, **style: Any) -> TextColumn:
-                return TextColumn(field, table_column=Column(no_wrap=True, **style))
-
+            console = Console(stderr=True)
             self.bar = Bar(
-                text("{task.description}"),
-                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8, max_width=40)),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=20 if console.width >= 100 else 8),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
-                text("{task.fields[speed]}", style="cyan"),
-                text("{task.fields[status]}", overflow="ellipsis"),
-                console=Console(stderr=True),
-                expand=True,
+                TextColumn("[cyan]{task.fields[speed]}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                console=console,
             )
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, speed="", status="")
             self.bar.start()
@@ -80,8 +77,8 @@ class Progress(pl.Callback):
         if chunks.updates < self.total:
             speed += f"  {_clock((self.total - chunks.updates) / rate)} left"
         status = "  ".join(f"{name} {row[name]:.4g}" for name in self.metrics)
-        if self.bar is not None:
-            self.bar.update(self.task, completed=chunks.updates, speed=speed, status=status)
+        if self.bar is not None:  # fields keep their width, so that nothing jumps
+            self.bar.update(self.task, completed=chunks.updates, speed=f"{speed:18}", status=status)
         elif now - self.said > self.seconds or chunks.updates >= self.total:
             self.said = now
             print(
@@ -110,7 +107,7 @@ def _clock(seconds: float) -> str:
 class TensorBoard(pl.Callback):
     """Logs the curve, and ``HISTOGRAMS`` times within a run the distributions of parameters and gradients."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what a resumed run had logged before, because its output folder is new."""
         chunks: Chunks = pl_module  # type: ignore[assignment]
         self.logged = 0
@@ -145,6 +142,20 @@ def board(output: Path) -> Iterator[SummaryWriter]:
 
     with SummaryWriter(str(output / TENSORBOARD)) as writer:  # type: ignore[no-untyped-call]
         yield writer
+
+
+def add_latents(writer: SummaryWriter, tag: str, latents: NDArray[Any], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Show latents in TensorBoard's projector.
+
+    Args:
+        writer: from ``board``.
+        tag: name of the space.
+        latents: (N, latent_dim), written with four decimals.
+        columns: what is known of each of the N, to colour and search by.
+    """
+    rows = [[str(value) for value in row] for row in zip(*columns.values(), strict=True)]
+    points = np.asarray(latents, np.float64).round(4)
+    writer.add_embedding(points, metadata=rows, metadata_header=list(columns), tag=tag)  # type: ignore[no-untyped-call]
 
 
 def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

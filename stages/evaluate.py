@@ -1,6 +1,6 @@
 """Play every trained policy in its environment and score it."""
 
-from dynarep.pipeline.run import Stage, stage_main, write_json
+from dynarep.pipeline.run import Stage, stage_main, write_json, write_table
 
 
 def main(stage: Stage) -> None:
@@ -9,7 +9,7 @@ def main(stage: Stage) -> None:
     from dataclasses import replace
 
     from dynarep.pipeline.clips import make_clips
-    from dynarep.pipeline.evaluate import EvaluateConfig, evaluate, print_scores
+    from dynarep.pipeline.evaluate import EvaluateConfig, evaluate, print_scores, return_rows
 
     settings = stage.config(EvaluateConfig)
     if stage.smoke:
@@ -18,6 +18,7 @@ def main(stage: Stage) -> None:
         metrics, returns = evaluate(settings, stage.artifacts, engine=stage.engine())
         write_json(folder / "metrics.json", metrics)
         (folder / "returns.json").write_text(json.dumps(returns) + "\n")
+        write_table(folder / "returns.tsv", return_rows(returns))
         if settings.clips is not None:
             (folder / "clips").mkdir()
             write_json(folder / "clips" / "clips.json", make_clips(settings, stage.artifacts, folder / "clips"))

@@ -1,6 +1,6 @@
 """Learn psi(s) by ICVF from the dataset named in ``pretrain_intent.dataset``."""
 
-from dynarep.pipeline.run import Stage, stage_main, write_json
+from dynarep.pipeline.run import Stage, stage_main, write_json, write_table
 
 
 def main(stage: Stage) -> None:
@@ -8,7 +8,6 @@ def main(stage: Stage) -> None:
     from dataclasses import replace
 
     from dynarep.pipeline.artifacts import save_artifact
-    from dynarep.pipeline.engine import write_table
     from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
 
     c = stage.config(PretrainIntentConfig)

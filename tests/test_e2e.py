@@ -135,8 +135,8 @@ def test_every_stage_leaves_its_artifacts(project: Project) -> None:
     expected = [f"{folder}/{file}" for folder in trained for file in MODEL]
     expected += [f"{stage}/metrics.json" for stage in STAGES[1:-1]]
     expected += [f"{stage}/timing.json" for stage in STAGES[1:]]
-    expected += ["pretrain_intent/distance.tsv", "pretrain_intent/latents.npz"]
-    expected += ["evaluate/returns.json", "evaluate/clips/clips.json", "report/index.html"]
+    expected += ["pretrain_intent/distance.tsv", "pretrain_intent/latents.npz", "relabel/returns.tsv"]
+    expected += ["evaluate/returns.json", "evaluate/returns.tsv", "evaluate/clips/clips.json", "report/index.html"]
     for method in ("ailot", "otr"):
         expected += [f"relabel/{method}/returns.tsv", f"relabel/{method}/examples/0.npz"]
         assert list((artifacts / "relabel" / method / "rewards").glob("*.safetensors"))
@@ -191,7 +191,8 @@ def test_dvc_shows_metrics_and_plots(project: Project) -> None:
     for stage in stages:
         assert shown[f"artifacts/{stage}/metrics.json"]["data"] == numbers(project.json(f"{stage}/metrics.json"))
     plots = json.loads(project.dvc("plots", "show", "--json"))
-    assert set(plots["data"]) == {"dynamics_loss", "dynamics_normalisation", "intent_loss", "distance"}
+    curves = {"dynamics_loss", "dynamics_normalisation", "intent_loss", "intent_value"}
+    assert set(plots["data"]) == curves | {"distance", "relabelled_returns", "returns"}
     assert "errors" not in plots
 
 

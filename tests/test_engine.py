@@ -25,7 +25,6 @@ from dynarep.pipeline.engine import (
     run_key,
     train,
     training_device,
-    write_table,
 )
 from dynarep.pipeline.functional import Losses, polyak
 from dynarep.pipeline.methods.bc import BC, BCConfig
@@ -36,6 +35,7 @@ from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
 from dynarep.pipeline.methods.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
 from dynarep.pipeline.networks import MLP
 from dynarep.pipeline.params import ParamsError, validate
+from dynarep.pipeline.run import write_table
 
 torch.set_num_threads(1)
 
@@ -208,7 +208,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     capsys.readouterr()
     torch.manual_seed(123)  # nothing may depend on the state of the process
     learner = fit(tmp_path, sample=counted)
-    assert f"resuming from {checkpoint(tmp_path)}" in capsys.readouterr().err
+    assert f"resuming at update 8 from {checkpoint(tmp_path)}" in capsys.readouterr().err
     assert calls == 16
     assert same(learner, uninterrupted[0])
     assert learned(tmp_path) == uninterrupted[1]
@@ -310,7 +310,7 @@ def test_the_bar_on_a_terminal_ends_with_the_run(tmp_path: Path, after: int, mon
     assert not bar.live.is_started
     assert bar.tasks[0].completed == (12 if after < 24 else 24)
     assert re.fullmatch(r"loss [\d.]+", bar.tasks[0].fields["status"])
-    assert re.fullmatch(r"\d+/s" + (r"  0:\d\d left" if after < 24 else ""), bar.tasks[0].fields["speed"])
+    assert re.fullmatch(r"\d+/s" + (r"  0:\d\d left" if after < 24 else ""), bar.tasks[0].fields["speed"].rstrip())
 
 
 def test_a_line_of_progress_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

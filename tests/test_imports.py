@@ -41,7 +41,7 @@ OWNERS = {
     "minari": ["data/readers/minari.py"],
     "umap": ["pipeline/report/representation.py"],
     "pyarrow": ["data/readers/parquet.py"],
-    "dvc": ["pipeline/locations.py"],
+    "dvc": ["pipeline/locations.py", "pipeline/status.py"],
     "huggingface_hub": ["pipeline/locations.py", "pipeline/integrations/hub.py"],
     "onnx": ["pipeline/integrations/onnx.py"],
     "stable_baselines3": ["pipeline/integrations/stable_baselines3.py", "data/embedded/record.py"],

@@ -495,7 +495,7 @@ def test_a_resumed_stream_is_the_uninterrupted_one_to_the_bit(
         with pytest.raises(RuntimeError, match="stopped"):
             learn(tmp_path / "b", robot, config)
     resumed, again = learn(tmp_path / "b", robot, config)
-    assert "resuming from" in capsys.readouterr().err
+    assert "resuming at update" in capsys.readouterr().err
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert again == metrics
     chunked, _ = learn(tmp_path / "c", robot, replace(config, training=replace(TRAINING, updates_per_chunk=20)))
