@@ -189,7 +189,7 @@ def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
     return call
 
 
-class Chunks(pl.LightningModule):
+class _Chunks(pl.LightningModule):
     """Lightning's view of a run: one epoch is one chunk of updates."""
 
     def __init__(
@@ -228,6 +228,11 @@ class Chunks(pl.LightningModule):
     def kept(self) -> nn.Module:
         """The learner, or its average over the updates."""
         return self.learner if self.average is None else self.average.module
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run."""
+        return self.training_config.updates
 
     def configure_optimizers(self) -> Any:
         groups = self.learner.parameter_groups()  # type: ignore[operator]
@@ -348,7 +353,7 @@ class _Checkpoint(pl.Callback):
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Chunks)
+        assert isinstance(pl_module, _Chunks)
 
         def stop(number: int, frame: FrameType | None) -> None:
             if pl_module.asked_to_stop:
@@ -359,7 +364,7 @@ class _Checkpoint(pl.Callback):
             self.handlers = {number: signal.signal(number, stop) for number in self.signals}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Chunks)
+        assert isinstance(pl_module, _Chunks)
         training = pl_module.training_config
         every = math.ceil(training.checkpoint_every / training.updates_per_chunk) * training.updates_per_chunk
         trainer.should_stop = pl_module.stopping or pl_module.updates >= training.updates
@@ -495,7 +500,7 @@ def train(
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     code = code_digest(learner, sample)
-    module = Chunks(learner, sample, training, key, code, seed, seek)
+    module = _Chunks(learner, sample, training, key, code, seed, seek)
     saved = _saved_updates(path, key, code)
     resume = None if saved is None else path
     if resume:
@@ -514,7 +519,7 @@ def train(
             use_distributed_sampler=False,
             max_epochs=-1,
             logger=TensorBoardLogger(output, name=TENSORBOARD, version=""),
-            callbacks=[_Checkpoint(path), TensorBoard(), Progress(run.title, training.updates, metrics)],
+            callbacks=[_Checkpoint(path), TensorBoard(), Progress(run.title, metrics)],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -539,7 +544,7 @@ def train(
         save_model(output / "snapshots" / f"{update:09d}", model)
 
 
-def _where(module: Chunks, name: str) -> str:
+def _where(module: _Chunks, name: str) -> str:
     """At which update a run stopped, and what of it is saved."""
     saved = "nothing of it is saved"
     if module.last_checkpoint is not None:

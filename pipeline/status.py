@@ -24,8 +24,8 @@ class StageStatus:
     Args:
         name: of the stage.
         state: ``never run``: DVC knows of no run; ``broken``: its output is missing or not what the stage wrote;
-            ``interrupted``: a training that was stopped waits; ``running``: DVC runs it now; ``stale``: it was made from something else than what is
-            there now; ``fresh``: none of these.
+            ``interrupted``: a training that was stopped waits; ``running``: DVC runs it now; ``stale``: what it was made
+            from is not what is there now; ``fresh``: none of these.
         reasons: why it is not fresh, the most telling first.
     """
 
@@ -81,7 +81,7 @@ def _changes(stage: Any) -> dict[str, Any]:
     from dvc.lock import LockError
 
     try:
-        parts = next(iter(stage.status().values()), [])
+        parts: list[Any] = next(iter(stage.status().values()), [])
     except LockError:
         return {"busy": True}
     changes: dict[str, Any] = {}

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning as pl
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
-
-    from dynarep.pipeline.engine import Chunks
 
 TENSORBOARD = "tensorboard"
 """The folder of the logs within the output of what is trained."""
@@ -29,25 +28,42 @@ HISTOGRAMS = 4
 """How often within a run the distributions of parameters and gradients are logged."""
 
 
+class Watched(Protocol):
+    """What is read of a training.
+
+    Args:
+        updates: made so far.
+        total: of the run.
+        curve: one row per chunk that is complete: ``update``, loss, metrics, ``updates_per_second``.
+        learner: whose parameters and gradients are logged.
+    """
+
+    updates: int
+    curve: list[dict[str, float]]
+    learner: nn.Module
+
+    @property
+    def total(self) -> int: ...  # noqa: D102
+
+
 class Progress(pl.Callback):
     """A live bar on a terminal, else a line every ``seconds``: updates, their speed, the time left and some metrics.
 
     Args:
         title: what is trained.
-        total: updates of the run.
         metrics: columns of the curve that are shown.
         seconds: between two lines.
     """
 
-    def __init__(self, title: str, total: int, metrics: Sequence[str], seconds: float = 15.0) -> None:
-        self.title, self.total, self.metrics, self.seconds = title, total, metrics, seconds
+    def __init__(self, title: str, metrics: Sequence[str], seconds: float = 15.0) -> None:
+        self.title, self.metrics, self.seconds = title, metrics, seconds
         self.bar: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show where the run begins, which is not the start where it is resumed."""
-        chunks: Chunks = pl_module  # type: ignore[assignment]
+        training: Watched = pl_module  # type: ignore[assignment]
         self.began = self.said = time.monotonic()
-        self.first = chunks.updates
+        self.first = training.updates
         if sys.stderr.isatty() and trainer.is_global_zero:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -63,26 +79,26 @@ class Progress(pl.Callback):
                 TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=console,
             )
-            self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, speed="", status="")
+            self.task = self.bar.add_task(self.title, total=training.total, completed=self.first, speed="", status="")
             self.bar.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the last chunk."""
-        chunks: Chunks = pl_module  # type: ignore[assignment]
-        if not trainer.is_global_zero or not chunks.curve:
+        training: Watched = pl_module  # type: ignore[assignment]
+        if not trainer.is_global_zero or not training.curve:
             return
-        now, row = time.monotonic(), chunks.curve[-1]
-        rate = (chunks.updates - self.first) / max(now - self.began, 1e-9)
+        now, row = time.monotonic(), training.curve[-1]
+        rate = (training.updates - self.first) / max(now - self.began, 1e-9)
         speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
-        if chunks.updates < self.total:
-            speed += f"  {_clock((self.total - chunks.updates) / rate)} left"
+        if training.updates < training.total:
+            speed += f"  {_clock((training.total - training.updates) / rate)} left"
         status = "  ".join(f"{name} {row[name]:.4g}" for name in self.metrics)
         if self.bar is not None:  # fields keep their width, so that nothing jumps
-            self.bar.update(self.task, completed=chunks.updates, speed=f"{speed:18}", status=status)
-        elif now - self.said > self.seconds or chunks.updates >= self.total:
+            self.bar.update(self.task, completed=training.updates, speed=f"{speed:18}", status=status)
+        elif now - self.said > self.seconds or training.updates >= training.total:
             self.said = now
             print(
-                f"{self.title}: {chunks.updates:,}/{self.total:,}  {speed}  {status}", file=sys.stderr, flush=True
+                f"{self.title}: {training.updates:,}/{training.total:,}  {speed}  {status}", file=sys.stderr, flush=True
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -109,30 +125,34 @@ class TensorBoard(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what a resumed run had logged before, because its output folder is new."""
-        chunks: Chunks = pl_module  # type: ignore[assignment]
+        training: Watched = pl_module  # type: ignore[assignment]
         self.logged = 0
-        self._scalars(trainer, chunks)
+        self._scalars(trainer, training)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the last chunk."""
-        chunks: Chunks = pl_module  # type: ignore[assignment]
-        total = chunks.training_config.updates
-        before = chunks.curve[self.logged - 1]["update"] if self.logged else 0
-        new = self.logged < len(chunks.curve)
-        self._scalars(trainer, chunks)
-        if new and trainer.is_global_zero and chunks.updates * HISTOGRAMS // total > before * HISTOGRAMS // total:
+        training: Watched = pl_module  # type: ignore[assignment]
+        before = training.curve[self.logged - 1]["update"] if self.logged else 0
+        new = self.logged < len(training.curve)
+        self._scalars(trainer, training)
+        if (
+            new
+            and trainer.is_global_zero
+            and training.updates * HISTOGRAMS // training.total > before * HISTOGRAMS // training.total
+        ):
             writer: SummaryWriter = trainer.logger.experiment  # type: ignore[union-attr]
-            for name, parameter in chunks.learner.named_parameters():
+            trained = ((n, p) for n, p in training.learner.named_parameters() if p.requires_grad)
+            for name, parameter in trained:
                 values = {"parameters": parameter.detach(), "gradients": parameter.grad}
                 for kind, tensor in values.items():
                     if tensor is not None and tensor.numel() > 1 and bool(tensor.isfinite().all()):
-                        writer.add_histogram(f"{kind}/{name}", tensor, chunks.updates, bins=64)  # type: ignore[arg-type]
+                        writer.add_histogram(f"{kind}/{name}", tensor, training.updates, bins=64)
 
-    def _scalars(self, trainer: pl.Trainer, chunks: Chunks) -> None:
-        for row in chunks.curve[self.logged :]:
+    def _scalars(self, trainer: pl.Trainer, training: Watched) -> None:
+        for row in training.curve[self.logged :]:
             values = {name: value for name, value in row.items() if name != "update"}
             trainer.logger.log_metrics(values, step=int(row["update"]))  # type: ignore[union-attr]
-        self.logged = len(chunks.curve)
+        self.logged = len(training.curve)
 
 
 @contextmanager
@@ -140,11 +160,11 @@ def board(output: Path) -> Iterator[SummaryWriter]:
     """A writer of TensorBoard logs beside those of the training whose folder is ``output``."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(output / TENSORBOARD)) as writer:  # type: ignore[no-untyped-call]
+    with SummaryWriter(str(output / TENSORBOARD)) as writer:
         yield writer
 
 
-def add_latents(writer: SummaryWriter, tag: str, latents: NDArray[Any], columns: Mapping[str, Sequence[Any]]) -> None:
+def add_latents(writer: SummaryWriter, tag: str, latents: NDArray[Any], columns: Mapping[str, Iterable[Any]]) -> None:
     """Show latents in TensorBoard's projector.
 
     Args:
@@ -155,7 +175,7 @@ def add_latents(writer: SummaryWriter, tag: str, latents: NDArray[Any], columns:
     """
     rows = [[str(value) for value in row] for row in zip(*columns.values(), strict=True)]
     points = np.asarray(latents, np.float64).round(4)
-    writer.add_embedding(points, metadata=rows, metadata_header=list(columns), tag=tag)  # type: ignore[no-untyped-call]
+    writer.add_embedding(points, metadata=rows, metadata_header=list(columns), tag=tag)
 
 
 def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

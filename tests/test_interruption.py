@@ -65,7 +65,10 @@ def environment(folder: Path) -> dict[str, str]:
     """``python`` in commands of DVC is this one, and DVC needs no git."""
     python, settings = folder / "bin" / "python", folder / "dvc" / "config"
     if not python.exists():
-        for path, text in ((python, f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'), (settings, "[core]\n  no_scm = true\n")):
+        for path, text in (
+            (python, f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'),
+            (settings, "[core]\n  no_scm = true\n"),
+        ):
             path.parent.mkdir()
             path.write_text(text)
         python.chmod(0o755)
@@ -174,7 +177,8 @@ def test_dvc_repro_goes_on_after_ctrl_c(tmp_path: Path, whole: Path) -> None:
     assert re.match(line, status.stdout), status.stdout
     assert "imitate/long: resuming at update" in run(project, *REPRO)
     assert weights(project) == weights(whole)
-    assert "all stages are fresh" in subprocess.run(
-        status.args, cwd=project, env=environment(project), capture_output=True, text=True
-    ).stdout
+    assert (
+        "all stages are fresh"
+        in subprocess.run(status.args, cwd=project, env=environment(project), capture_output=True, text=True).stdout
+    )
     shutil.rmtree(project / ".dvc")

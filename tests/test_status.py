@@ -206,7 +206,10 @@ def test_while_dvc_runs(project: Path) -> None:
 def test_what_is_no_project_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--params", str(tmp_path / "params.yaml")]
     assert status.main(arguments) == 2
-    assert capsys.readouterr().err == f"error: status: {tmp_path}/dvc.yaml: no such file; expected the project's pipeline\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: status: {tmp_path}/dvc.yaml: no such file; expected the project's pipeline\n"
+    )
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     assert status.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,0 +1,107 @@
+"""What TensorBoard shows of a training, read back with its own reader."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynarep.data.schema import Episode
+from dynarep.data.shards import load_dataset, write_dataset
+from dynarep.pipeline.engine import Run, TrainingConfig
+from dynarep.pipeline.methods.icvf import ICVFConfig
+from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
+from dynarep.pipeline.watching import board, coupling_figure
+
+torch.set_num_threads(1)
+
+UPDATES = 40
+
+
+def read(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "histograms": 0}).Reload()
+
+
+def learn(folder: Path, name: str) -> Path:
+    """The intent stage's folder after a training."""
+    rng = np.random.default_rng(0)
+    episodes = [
+        Episode(
+            id=f"e-{i}",
+            observations=rng.normal(size=(31, 3)).cumsum(0).astype(np.float32),
+            rewards=np.full(30, i, np.float32),
+            terminated=False,
+            truncated=True,
+        )
+        for i in range(1, 11)
+    ]
+    if not (folder / "data").exists():
+        write_dataset(folder / "data", "data", episodes, provenance={}, env=None, bounds=((), ()))
+    output = folder / name
+    output.mkdir()
+    training = TrainingConfig(updates=UPDATES, batch_size=8, updates_per_chunk=5)
+    method = ICVFConfig(hidden=(16,), latent_dim=8)
+    c = PretrainIntentConfig(dataset="data", held_out=0.3, method=method, training=training)
+    pretrain_intent(c, load_dataset(folder / "data"), Run("intent", 0, 2, output, folder / "checkpoints"))
+    return output
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return learn(tmp_path_factory.mktemp("watching"), "first")
+
+
+def test_scalars_are_the_curve_also_where_a_training_was_done_before(output: Path) -> None:
+    for folder in (output, learn(output.parent, "again")):
+        with (folder / "curves.tsv").open() as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        shown = read(folder / "tensorboard")
+        assert {"loss", "value", "updates_per_second"} <= set(shown.Tags()["scalars"])
+        for name in ("loss", "value"):
+            found = [(event.step, event.value) for event in shown.Scalars(name)]
+            assert [step for step, _ in found] == list(range(5, UPDATES + 1, 5))
+            assert [value for _, value in found] == pytest.approx([float(row[name]) for row in rows], rel=1e-5)
+
+
+def test_histograms_a_few_times_of_what_is_trained(output: Path) -> None:
+    shown = read(output / "tensorboard")
+    tags = shown.Tags()["histograms"]
+    assert {tag.partition("/")[0] for tag in tags} == {"parameters", "gradients"}
+    assert not [tag for tag in tags if "target" in tag]
+    for tag in tags:
+        assert [event.step for event in shown.Histograms(tag)] == [10, 20, 30, 40]
+        assert all(event.histogram_value.num > 1 for event in shown.Histograms(tag))
+    assert sum(path.stat().st_size for path in (output / "tensorboard").rglob("*")) < 500_000
+
+
+def test_the_projector_shows_held_out_states(output: Path) -> None:
+    folder = output / "tensorboard"
+    config = (folder / "projector_config.pbtxt").read_text()
+    assert 'tensor_name: "psi:' in config
+    (points,) = folder.rglob("tensors.tsv")
+    (metadata,) = folder.rglob("metadata.tsv")
+    for path in (points, metadata):
+        assert f'path: "{path.relative_to(folder)}"' in config
+    header, *rows = metadata.read_text().splitlines()
+    assert header == "episode\ttime\treturn"
+    latents = np.loadtxt(points)
+    assert latents.shape == (len(rows), 8)
+    assert 60 <= len(rows) <= 400
+    for row in rows:
+        episode, time, total = row.split("\t")
+        assert 0 <= int(time) < 30
+        assert float(total) == 30 * int(episode.removeprefix("e-"))
+
+
+def test_pictures(output: Path, tmp_path: Path) -> None:
+    (tag,) = read(output / "tensorboard").Tags()["images"]
+    assert tag == "squared distance after k steps"
+    with board(tmp_path) as writer:
+        writer.add_figure("coupling", coupling_figure(np.eye(40, 30) / 30))
+    (picture,) = read(tmp_path / "tensorboard").Images("coupling")
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
+    assert (picture.width, picture.height) == (500, 350)
