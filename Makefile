@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help run test test-slow lint bench format clean
+.PHONY: help run status test test-slow lint bench format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 run: $(VENV)/.installed  ## set up and run the whole pipeline (dvc repro) on the embedded recordings
 	dvc repro
 	@echo "scores: artifacts/evaluate/metrics.json, page: artifacts/report/index.html"
+
+status: $(VENV)/.installed  ## tell which stages are fresh, and why the others are not
+	@python -m dynarep.stages.status || true
 
 test: $(VENV)/.installed-dev  ## set up and run the default tests, the linter and the type checker
 	$(MAKE) --no-print-directory lint

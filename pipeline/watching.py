@@ -200,10 +200,12 @@ def distance_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def coupling_figure(coupling: NDArray[Any]) -> Figure:
     """The heat map of a coupling (Ta, Te) of an episode's steps and the expert's."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.5), dpi=100, layout="constrained")
     axes = figure.add_subplot(xlabel="step of the expert", ylabel="step of the episode")
-    image = axes.imshow(np.asarray(coupling), aspect="auto", origin="lower", interpolation="antialiased")
+    shown = {"aspect": "auto", "origin": "lower", "norm": PowerNorm(0.4)}  # most of the mass is thin lines
+    image = axes.imshow(np.asarray(coupling), **shown)
     figure.colorbar(image, label="mass")
     return figure
