@@ -205,7 +205,7 @@ def coupling_figure(coupling: NDArray[Any]) -> Figure:
 
     figure = Figure(figsize=(5, 3.5), dpi=100, layout="constrained")
     axes = figure.add_subplot(xlabel="step of the expert", ylabel="step of the episode")
-    shown = {"aspect": "auto", "origin": "lower", "norm": PowerNorm(0.4)}  # most of the mass is thin lines
-    image = axes.imshow(np.asarray(coupling), **shown)
+    thin_lines = PowerNorm(0.4)
+    image = axes.imshow(np.asarray(coupling), aspect="auto", origin="lower", norm=thin_lines)
     figure.colorbar(image, label="mass")
     return figure
