@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help run status test test-slow lint bench format clean
+.PHONY: help run status test test-slow lint layout docs bench format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,13 +35,18 @@ test: $(VENV)/.installed-dev  ## set up and run the default tests, the linter an
 test-slow: $(VENV)/.installed-dev  ## the tests marked slow
 	python -m pytest -m slow
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy
+lint: $(VENV)/.installed-dev layout  ## ruff and mypy
 	ruff check . && ruff format --check .
+	MYPYPATH=build/typing mypy --explicit-package-bases --namespace-packages -p dynarep -p benchmarks
+
+layout:  # the package as the folders that it is imported as, for readers of sources
 	mkdir -p build/typing/dynarep
 	for package in pipeline stages data configs; do ln -sfn $(CURDIR)/$$package build/typing/dynarep/$$package; done
 	ln -sfn $(CURDIR)/pipeline/root/__init__.py build/typing/dynarep/__init__.py
 	ln -sfn $(CURDIR)/benchmarks build/typing/benchmarks
-	MYPYPATH=build/typing mypy --explicit-package-bases --namespace-packages -p dynarep -p benchmarks
+
+docs: $(VENV)/.installed-dev layout  ## build the documentation pages, build/site/index.html
+	mkdocs build
 
 bench: $(VENV)/.installed-dev  ## measure throughput beside the peers and refresh docs/performance.md (half an hour)
 	python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"

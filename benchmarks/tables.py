@@ -240,6 +240,8 @@ def refreshed(text: str) -> str:
             table = matrix(read_cells(first), rest[0])
         elif match["kind"] == "throughput":
             table = throughput_table(first)
+            if first == "compared":
+                table = f"![times as fast as each peer](performance.svg)\n\n{table}"
         else:
             return match[0]
         return f"{match['head']}{table}\n{match['tail']}"
