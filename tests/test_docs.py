@@ -1,0 +1,125 @@
+"""The documentation pages: that they build without a warning, and what they quote from the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+NEEDED = ("mkdocs", "material", "mkdocstrings_handlers.python", "l2m4m")
+
+
+def missing(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is None
+    except ModuleNotFoundError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pages, built with warnings as errors."""
+    if absent := [name for name in NEEDED if missing(name)]:
+        pytest.skip(f"needs {', '.join(absent)}: pip install 'dynarep[docs]'")
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(["make", "layout"], cwd=REPOSITORY, check=True, capture_output=True)
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class References(HTMLParser):
+    """Targets of links and sources of a page, and what in it can be linked to."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.anchors: set[str] = set()
+        self.formulas = 0
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        self.anchors.update(value for key, value in values.items() if key in ("id", "name"))
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag in ("img", "script", "source", "iframe") and "src" in values:
+            self.loaded.append(values["src"])
+        elif tag == "link" and values.get("rel") != "canonical":
+            self.loaded.append(values["href"])
+        self.formulas += tag == "math"
+
+
+def test_links_lead_somewhere_and_nothing_comes_from_the_network(site: Path) -> None:
+    pages = {page: References(page) for page in site.rglob("*.html") if page.name != "404.html"}
+    for page, references in pages.items():
+        for target in references.loaded + references.links:
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                assert target in references.links, f"{page}: {target} is loaded from the network"
+                continue
+            path = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            path = path / "index.html" if path.is_dir() else path
+            assert path.exists(), f"{page}: {target}"
+            if parts.fragment and path in pages and target in references.links:
+                assert unquote(parts.fragment) in pages[path].anchors | {"__"}, f"{page}: {target}"
+    for concept in ("dynamics", "intent"):
+        assert pages[site / "concepts" / f"{concept}.html"].formulas > 1
+
+
+def test_every_page_is_there(site: Path) -> None:
+    pages = [path for path in (REPOSITORY / "docs").rglob("*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        assert (site / page.relative_to(REPOSITORY / "docs")).with_suffix(".html").exists()
+    home = (site / "index.html").read_text()
+    for name in ("METHODS", "CHANGELOG", "CONTRIBUTING", "tutorial", "troubleshooting", "reference/encoders"):
+        assert f'href="{name}.html"' in home
+    assert 'id="dynarep.load_encoder"' in (site / "reference" / "encoders.html").read_text()
+
+
+def words(node: ast.AST) -> str | None:
+    """A literal with … for what is filled in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(words(value) or "…" for value in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def literals() -> Iterator[str]:
+    for folder in ("data", "pipeline", "stages"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if text := words(node):
+                    yield text
+
+
+def quoted() -> list[str]:
+    """Messages of the troubleshooting page: its headings, and the first column of its table."""
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+    lines = re.findall(r"^### .*$|^\| `[^|]*", page, re.MULTILINE)
+    return [message for line in lines for message in re.findall(r"`([^`]+)`", line)]
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
+    messages, sources = quoted(), list(literals())
+    assert len(messages) > 40
+    for message in messages:
+        pattern = ".*".join(re.escape(part) for part in message.split("…"))
+        assert any(re.search(pattern, source, re.DOTALL) for source in sources), message
+    assert len(messages) == len(set(messages))
