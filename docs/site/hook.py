@@ -65,20 +65,25 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _reindented(markdown: str) -> str:
-    """Four columns for each list that a line is in."""
-    offsets, fence, lines = [0], "", []
+    """Four columns for each list that a line is in, and a blank line before an item where only CommonMark needs none."""
+    offsets, fence, loose, lines = [0], "", False, [""]
     for line in markdown.split("\n"):
         text = line.lstrip(" ")
-        indent = len(line) - len(text)
+        indent, depth = len(line) - len(text), len(offsets)
         if text and not fence:
             while indent < offsets[-1]:
                 offsets.pop()
+        item = None if fence or indent - offsets[-1] >= 4 else re.match(r"(?:[-*+]|\d+\.) +", text)
+        if item and lines[-1] and (loose if depth > 1 else text[0] in "-*+"):
+            lines.append("")
         lines.append(" " * (4 * (len(offsets) - 1) + max(indent - offsets[-1], 0)) + text if text else "")
         if mark := re.match("```+", text):
             fence = "" if fence else mark[0]
-        elif not fence and indent - offsets[-1] < 4 and (item := re.match(r"(?:[-*+]|\d+\.) +", text)):
+        if item:
             offsets.append(indent + len(item[0]))
-    return "\n".join(lines)
+            loose = False
+        loose |= not text
+    return "\n".join(lines[1:])
 
 
 def _pictures(match: re.Match[str]) -> str:
