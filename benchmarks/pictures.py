@@ -20,7 +20,6 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tests.synthetic import Chain, Corridor, record
 
 import dynarep
 from benchmarks.tables import last, normalised, read_cells
@@ -30,11 +29,13 @@ from dynarep.pipeline.methods.icvf import ICVFConfig
 from dynarep.pipeline.methods.occupancy import expert_weights
 from dynarep.pipeline.pretrain_dynamics import NoiseConfig
 from dynarep.pipeline.scores import bootstrap_interval, interquartile_mean
+from tests.synthetic import Chain, Corridor, record
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.collections import LineCollection  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 THEMES = {
     "light": {"page": "#ffffff", "text": "#24292f", "faint": "#8c959f", "ours": "#0b6e99", "other": "#c2571a"},
@@ -93,7 +94,7 @@ def scores(theme: Theme) -> Figure:
 
 @cache
 def chain_encoder() -> Any:
-    """phi and mu of random episodes in the chain that start in state 0."""
+    """The encoder φ, μ of random episodes in the chain that start in state 0."""
     rng = np.random.default_rng(0)
     episodes = CHAIN.episodes("chain", rng, lambda s, g: g.uniform(-1, 1, len(s)), count=400, steps=20, start=0)
     with TemporaryDirectory() as folder:
@@ -164,7 +165,7 @@ def occupancy(theme: Theme) -> Figure:
 
 @cache
 def corridor_encoder() -> Any:
-    """psi of wandering episodes in the corridor."""
+    """The encoder ψ of wandering episodes in the corridor."""
     episodes = record("walk", *CORRIDOR.wander(np.random.default_rng(0), 150, 120))
     with TemporaryDirectory() as folder:
         run, dataset = _prepared(Path(folder), "walks", episodes)
@@ -199,7 +200,9 @@ def distance(theme: Theme) -> Figure:
     rng = np.random.default_rng(1)
     p, q = CORRIDOR.points(rng, 400), CORRIDOR.points(rng, 400)
     way = CORRIDOR.geodesic(p, q) / CORRIDOR.speed
-    panels[3].scatter(way, corridor_encoder().distance(p, q), s=5, color=theme["ours"], label="ψ, squared", linewidths=0)
+    panels[3].scatter(
+        way, corridor_encoder().distance(p, q), s=5, color=theme["ours"], label="ψ, squared", linewidths=0
+    )
     panels[3].set_xlabel("shortest way in full steps", fontsize=9)
     panels[3].set_title("400 pairs of points: squared distance of ψ", fontsize=9)
     return figure
@@ -227,7 +230,7 @@ def coupling(theme: Theme) -> Figure:
         i, j = np.nonzero(mass.numpy() > 0.05)
         lines = np.stack([points[0][i], expert[0][j]], 1)
         axes.add_collection(LineCollection(list(lines), colors=theme["faint"], alpha=mass[i, j].numpy(), linewidths=1))
-        axes.add_patch(plt.Rectangle((-0.15, -1), 0.3, 1.4, color=theme["faint"], alpha=0.3, linewidth=0))
+        axes.add_patch(Rectangle((-0.15, -1), 0.3, 1.4, color=theme["faint"], alpha=0.3, linewidth=0))
         axes.plot(*expert[0].T, "o-", color=theme["text"], markersize=3, linewidth=1, label="expert")
         axes.plot(*points[0].T, "o-", color=theme[key], markersize=3, linewidth=1)
         axes.set(xlim=(-0.5, 0.5), ylim=(-1, 1), aspect="equal", xticks=[], yticks=[])
@@ -248,13 +251,20 @@ def _prepared(folder: Path, name: str, episodes: list[Any]) -> tuple[dynarep.Run
 def save(name: str, folder: Path) -> None:
     """Write ``<name>-light.svg`` and ``<name>-dark.svg``."""
     for theme, colours in THEMES.items():
-        text = dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), colours["text"]
-        )
-        page = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colours["page"])
-        look = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "font.family": "sans-serif"}
-        fixed = {"svg.hashsalt": name, "svg.fonttype": "none", "grid.color": colours["faint"]}
-        with plt.rc_context({**text, **page, **look, **fixed}):
+        settings: Any = {
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 9,
+            "font.family": "sans-serif",
+            "grid.color": colours["faint"],
+            "svg.fonttype": "none",
+            "svg.hashsalt": name,
+        }
+        for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
+            settings[key] = colours["text"]
+        for key in ("figure.facecolor", "axes.facecolor", "savefig.facecolor"):
+            settings[key] = colours["page"]
+        with plt.rc_context(settings):
             figure = DRAWERS[name](colours)
             figure.savefig(folder / f"{name}-{theme}.svg", metadata={"Date": None}, dpi=150)
             plt.close(figure)

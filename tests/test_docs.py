@@ -84,7 +84,7 @@ def test_links_lead_somewhere_and_nothing_comes_from_the_network(site: Path) -> 
 
 
 def test_every_page_is_there(site: Path) -> None:
-    pages = [path for path in (REPOSITORY / "docs").rglob("*.md")]
+    pages = sorted((REPOSITORY / "docs").rglob("*.md"))
     assert len(pages) > 10
     for page in pages:
         assert (site / page.relative_to(REPOSITORY / "docs")).with_suffix(".html").exists()
