@@ -57,13 +57,13 @@ def picture(draw: Callable[[Theme], Figure]) -> Callable[[Theme], Figure]:
 
 
 SHOWN = {
-    "repr_value_dice_top3": "ReprValueDICE, with data found by φ, μ",
-    "occupancy_top3": "cloning data found by φ, μ",
-    "ailot_top3": "cloning data found by transport in ψ (states alone)",
-    "otr_top3": "cloning data found by transport of raw states",
+    "repr_value_dice_top3": "data found by φ, μ: ReprValueDICE",
+    "occupancy_top3": "data found by φ, μ: cloned",
+    "ailot_top3": "data found by ψ, states alone: cloned",
+    "otr_top3": "data found by raw states: cloned",
     "repr_value_dice": "ReprValueDICE as published",
     "value_dice": "ValueDICE",
-    "bc": "cloning the demonstration",
+    "bc": "the demonstration: cloned",
 }
 """Methods from the top, each with a label; all of them ran in both settings."""
 
@@ -71,7 +71,7 @@ SHOWN = {
 @picture
 def scores(theme: Theme) -> Figure:
     """Interquartile means and intervals on the mixed recording, with one demonstration and with every 20th transition."""
-    figure, panels = plt.subplots(1, 2, figsize=(8.6, 2.9), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(7.4, 2.9), sharey=True, layout="constrained")
     settings = {"one demonstration": ("hopper", "mixed"), "50 transitions of it": ("low-data", "every-20th")}
     places = np.arange(len(SHOWN))[::-1]
     for axes, (title, (preset, setting)) in zip(panels, settings.items(), strict=True):
