@@ -46,7 +46,7 @@ layout:  # the package as the folders that it is imported as, for readers of sou
 	ln -sfn $(CURDIR)/benchmarks build/typing/benchmarks
 
 docs: $(VENV)/.installed-dev layout  ## build the documentation pages, build/site/index.html
-	mkdocs build
+	NO_MKDOCS_2_WARNING=1 mkdocs build
 
 bench: $(VENV)/.installed-dev  ## measure throughput beside the peers and refresh docs/performance.md (half an hour)
 	python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"

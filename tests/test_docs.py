@@ -123,3 +123,15 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
         pattern = ".*".join(re.escape(part) for part in message.split("…"))
         assert any(re.search(pattern, source, re.DOTALL) for source in sources), message
     assert len(messages) == len(set(messages))
+
+
+def test_the_picture_of_scores_shows_the_stored_results(tmp_path: Path) -> None:
+    """``python -m benchmarks.pictures docs/pictures scores`` draws it again."""
+    matplotlib = pytest.importorskip("matplotlib")
+    from benchmarks import pictures
+
+    committed = (REPOSITORY / "docs" / "pictures" / "scores-light.svg").read_text()
+    if f"Matplotlib v{matplotlib.__version__}," not in committed:
+        pytest.skip("drawn by another version of matplotlib, whose pictures differ")
+    pictures.save("scores", tmp_path)
+    assert (tmp_path / "scores-light.svg").read_text() == committed
