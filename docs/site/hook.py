@@ -35,7 +35,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add pages from outside ``docs/`` and enter in the nav what it does not name."""
     root = Path(config.config_file_path).parent
     examples = sorted(path.relative_to(root).as_posix() for path in root.glob("examples/*/README.md"))
-    for name in (*OUTSIDE, *examples):
+    pictures = [path.relative_to(root).as_posix() for path in root.glob("examples/*/*.[ps][nv]g")]
+    for name in (*OUTSIDE, *examples, *pictures):
         files.append(File.generated(config, name, abs_src_path=str(root / name)))
     named = set(_pages(config.nav))
     found = [file.src_uri for file in files.documentation_pages() if "/" not in file.src_uri]
