@@ -15,7 +15,7 @@ from dynarep.pipeline.locations import HUB, hub_snapshot
 from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedEncoder, PretrainedIntent, load_encoder
 
 
-class HubEncoder(
+class HubEncoder(  # type: ignore[call-arg]
     ModelHubMixin, library_name="dynarep", tags=["reinforcement-learning", "robotics", "representation-learning"]
 ):
     """What ``PretrainedEncoder.from_pretrained`` and ``.push_to_hub`` use: how an encoder is saved and loaded.
