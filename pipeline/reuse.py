@@ -125,13 +125,14 @@ def load_origin(
     if source is None:
         return None
     key = f"{section}.{name}"
-    with artifact_folder(source, root) as folder:
-        try:
+    try:
+        with artifact_folder(source, root) as folder:
             model, metadata = load_artifact(folder), read_metadata(folder)
-        except ArtifactError as error:
-            raise ArtifactError(f"{key}: {source}: {error}") from None
-        with (folder / "model.safetensors").open("rb") as file:
-            sha256 = file_digest(file, "sha256").hexdigest()
+            with (folder / "model.safetensors").open("rb") as file:
+                sha256 = file_digest(file, "sha256").hexdigest()
+    except ArtifactError as error:
+        about = str(error).removeprefix(f"{source}: ")
+        raise ArtifactError(f"{key}: {source}: {about}") from None
     if not isinstance(model, kind):
         raise ArtifactError(f"{key}: {source}: type is {type(model).__name__}, expected {kind.__name__}")
     found = model.architecture.replicas

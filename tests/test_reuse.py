@@ -250,12 +250,6 @@ def test_the_stage_says_where_it_comes_from(
     assert (folder / "curves.tsv").exists() is (key == "initial")
 
 
-def test_a_repository_is_relative_to_the_project(project: Path, run: Run, here: Dataset) -> None:
-    c = section("intent", encoder="dvc://../elsewhere#encoders/intent")
-    with pytest.raises(ArtifactError, match=r"^dvc://\.\./elsewhere#encoders/intent: cannot be fetched"):
-        pretrain("intent", c, here, run)
-
-
 def test_training_is_planned_only_where_it_happens() -> None:
     training = TrainingConfig(updates=7)
     assert PretrainIntentConfig(dataset="here", training=training).planned == training
