@@ -166,4 +166,4 @@ def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset
     top = c.top_bc.top if policy.learner == "top_bc" else None
     key = run_key(run, learner.config, top, c.training, dataset.fingerprint, digest(rewards))
     train(learner, sample, c.training, run=run, metrics=metrics, key=key)
-    return learner.export()
+    return learner.export().eval().requires_grad_(False)

@@ -126,6 +126,7 @@ def pretrain_dynamics(
             train(learner, sample, c.planned, run=run, metrics=("loss", "normalisation"), key=key, seek=seek)
         seek(c.planned.updates - 1)
         encoder = origin.model if origin is not None and c.encoder is not None else learner.export()
+        encoder.eval().requires_grad_(False)
         states = noise_states().cpu()
         metrics = {
             "held_out": measure(encoder, TransitionTable.from_episodes(kept), states),

@@ -116,6 +116,7 @@ def pretrain_intent(
             train(learner, sample, c.planned, run=run, metrics=("loss", "value"), key=key, seek=source.seek)
         source.seek(c.planned.updates - 1)
         encoder = origin.model if origin is not None and c.encoder is not None else learner.export()
+        encoder.eval().requires_grad_(False)
         calibration = step_calibration(encoder, source.episodes())
     step_distance = encoder.calibration / calibration
     if c.encoder is None or c.recalibrate:
