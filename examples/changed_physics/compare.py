@@ -7,10 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import dynarep
 import gymnasium
 import numpy as np
 import torch
+
+import dynarep
 
 gymnasium.logger.min_level = gymnasium.logger.ERROR  # no advice to take Hopper-v5
 ENV = "Hopper-v4"

@@ -1,9 +1,7 @@
 #!/bin/sh
-# One experiment for each dataset that pretrain_intent may learn from; run it in the project's root.
+# One experiment for each dataset from which psi is learned.
 set -e
-datasets=${1:-hopper-arbitrary,hopper-tiny}
-dvc exp run --queue --set-param "pretrain_intent.dataset=$datasets" evaluate
-dvc queue start --jobs "${JOBS:-1}"
-while dvc queue status | grep -Eq 'Queued|Running'; do sleep 5; done
-dvc queue status
-dvc exp show --only-changed --drop 'deps|data/|pipeline/|stages/|artifacts/shards' --hide-workspace
+git add --all && git commit --quiet --message "State before the sweep" || true
+dvc exp run --queue --set-param "pretrain_intent.dataset=${1:-arbitrary,arbitrary-third,arbitrary-tenth}" evaluate
+dvc exp run --run-all --jobs "${JOBS:-1}"
+dvc exp show --only-changed --sort-by iql_ailot.return_mean --drop 'recordings|artifacts/.*|configs/.*|.*calibration.*'

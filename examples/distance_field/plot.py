@@ -2,15 +2,18 @@
 
 import argparse
 
-import dynarep
 import matplotlib
+
+import dynarep
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
 
-def field(encoder: dynarep.PretrainedIntent, goal: np.ndarray, axes: tuple[int, int], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def field(
+    encoder: dynarep.PretrainedIntent, goal: np.ndarray, axes: tuple[int, int], x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
     """Distances to the goal, (len(y), len(x)), of observations that differ from it in two components."""
     observations = np.tile(goal, (len(y), len(x), 1))
     observations[..., axes[0]], observations[..., axes[1]] = x, y[:, None]

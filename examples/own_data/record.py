@@ -12,15 +12,17 @@ COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_
 
 def wander(count: int, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
     """Episodes from anywhere, in slowly turning directions, without a goal; terminal only by chance."""
-    points = rng.uniform(-1, 1, (4 * count, 2))
-    points = points[~room.inside(points)][:count]
+    points = rng.uniform(-room.WALLS, room.WALLS, (4 * count, 2))
+    points = points[room.free(points, points)][:count]
     angle = rng.uniform(0, 2 * np.pi, count)
     rows = []
     for _ in range(STEPS):
-        angle = angle + 0.3 * rng.normal(size=count)
+        angle = angle + 0.4 * rng.normal(size=count)
         actions = np.stack([np.cos(angle), np.sin(angle)], -1)
         after = room.step(points, actions, rng)
-        angle = np.where(np.linalg.norm(after - points, axis=-1) < 0.05, rng.uniform(0, 2 * np.pi, count), angle)
+        angle = np.where(
+            np.linalg.norm(after - points, axis=-1) < 0.6 * room.SPEED, rng.uniform(0, 2 * np.pi, count), angle
+        )
         rows.append((points, actions, after))
         points = after
     observations, actions, after = (np.stack(column, 1) for column in zip(*rows, strict=True))
@@ -40,7 +42,7 @@ def solve(count: int) -> list[dict[str, np.ndarray]]:
         rows, over, ended = [], False, False
         while not ended:
             over = over or observation[0] > 0.2
-            target = room.GOAL if over else np.array([0.3, 0.6]) if observation[1] > 0.5 else np.array([-0.3, 0.6])
+            target = room.GOAL if over else np.array([0.3, 0.6]) if observation[1] > 0.45 else np.array([-0.3, 0.6])
             action = (target - observation) / room.SPEED
             action = (action / max(1.0, np.abs(action).max())).astype(np.float32)
             following, reward, terminated, truncated, _ = env.step(action)

@@ -3,9 +3,10 @@
 import argparse
 
 import numpy as np
-from dynarep.pipeline.integrations.stable_baselines3 import EncoderExtractor
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
+
+from dynarep.pipeline.integrations.stable_baselines3 import EncoderExtractor
 
 
 def main(arguments: list[str] | None = None) -> None:
