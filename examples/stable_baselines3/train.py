@@ -2,6 +2,7 @@
 
 import argparse
 
+import gymnasium
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, policy_kwargs in (("observations", {}), ("psi", psi)):
         returns = []
         for seed in range(options.seeds):
-            agent = PPO("MlpPolicy", options.env, policy_kwargs=policy_kwargs, seed=seed, device="cpu")
+            agent = PPO("MlpPolicy", gymnasium.make(options.env), policy_kwargs=policy_kwargs, seed=seed, device="cpu")
             agent.learn(options.steps)
             mean, _ = evaluate_policy(agent, agent.get_env(), n_eval_episodes=options.episodes)
             returns.append(mean)
