@@ -108,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     dual = {"method": method, "training": training}
     arms: dict[str, tuple[dict[str, Any], Any]] = {
         "bc": ({"kind": "bc", "method": {"hidden": hidden}, "training": training}, None),
+        "bc_changed_top3": ({**clone, "top": 0.03}, None),
         "value_dice": ({"kind": "value_dice", **dual}, None),
         "repr_changed": ({"kind": "repr_value_dice", **dual}, changed_phi),
         "repr_own": ({"kind": "repr_value_dice", **dual}, own_phi),
