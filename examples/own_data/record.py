@@ -19,7 +19,7 @@ def heading(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def travel(count: int, steps: int, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
-    """Episodes from one corner to another, more or less straight, whose ends are no terminal states."""
+    """Episodes from one corner to another, more or less straight; its place is no goal, so they are not terminal."""
     corners = np.array([[-0.4, -0.8], [-0.4, 0.8], [0.4, 0.8], [0.4, -0.8]])
     first = rng.integers(4, size=count)
     last = (first + rng.integers(1, 4, size=count)) % 4
@@ -31,10 +31,18 @@ def travel(count: int, steps: int, rng: np.random.Generator) -> list[dict[str, n
         rows.append((points, actions, after))
         points = after
     observations, actions, after = (np.stack(column, 1) for column in zip(*rows, strict=True))
-    fixed = {"rewards": np.full(steps, -1.0), "terminals": np.zeros(steps), "timeouts": np.arange(steps) == steps - 1}
+    arrived = np.linalg.norm(after - targets[:, None], axis=-1) < 0.15
+    lengths = np.where(arrived.any(1), arrived.argmax(1) + 1, steps)
     return [
-        {"observations": o, "actions": a, "next_observations": n, **fixed}
-        for o, a, n in zip(observations, actions, after, strict=True)
+        {
+            "observations": observations[i, :length],
+            "actions": actions[i, :length],
+            "rewards": np.full(length, -1.0),
+            "terminals": np.zeros(length),
+            "timeouts": np.arange(length) == length - 1,
+            "next_observations": after[i, :length],
+        }
+        for i, length in enumerate(lengths)
     ]
 
 
