@@ -64,7 +64,15 @@ def test_changed_physics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     sizes = ["--steps", "200", "--updates", "5", "--width", "8", "--replicas", "2", "--episodes", "1"]
     main_of("changed_physics/compare.py")([*sizes, "--out", str(tmp_path / "out")])
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
-    assert set(scores) == {"bc", "bc_changed_top3", "value_dice", "repr_changed", "repr_own", "repr_changed_top3", "random"}
+    assert set(scores) == {
+        "bc",
+        "bc_changed_top3",
+        "value_dice",
+        "repr_changed",
+        "repr_own",
+        "repr_changed_top3",
+        "random",
+    }
     assert all(score["normalised_low"] <= score["normalised_high"] for score in scores.values())
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in printed for name in scores)
