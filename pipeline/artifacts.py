@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,10 +98,14 @@ NOT_STACKED = ("normaliser.mean", "normaliser.std", "low", "high")
 
 def select_replica(model: M, replica: int) -> M:
     """A frozen copy of one replica, as a model of one."""
-    architecture = dataclasses.replace(model.architecture, replicas=1)
+    return select_replicas(model, [replica])
+
+
+def select_replicas(model: M, replicas: Sequence[int]) -> M:
+    """A frozen copy of some replicas, in this order; one may come several times."""
+    architecture = dataclasses.replace(model.architecture, replicas=len(replicas))
     state = {
-        name: tensor if name in NOT_STACKED else tensor[replica : replica + 1]
-        for name, tensor in model.state_dict().items()
+        name: tensor if name in NOT_STACKED else tensor[list(replicas)] for name, tensor in model.state_dict().items()
     }
     chosen = type(model)(architecture)  # type: ignore[arg-type]
     chosen.load_state_dict(state)

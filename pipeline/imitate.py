@@ -213,7 +213,7 @@ def imitate(
             return ImitationBatch(shown, seen, Transitions(*cloned))
 
     train(learner, sample, c.training, run=run, metrics=metrics, key=key)
-    return learner.export(), facts
+    return learner.export().eval().requires_grad_(False), facts
 
 
 @torch.no_grad()

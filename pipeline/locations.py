@@ -19,7 +19,7 @@ DVC, HUB = "dvc://", "hf://"
 
 
 @contextmanager
-def artifact_folder(source: str | os.PathLike[str]) -> Iterator[Path]:
+def artifact_folder(source: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> Iterator[Path]:
     """The artifact at ``source`` as a local folder, which is there as long as the block runs.
 
     Args:
@@ -30,6 +30,7 @@ def artifact_folder(source: str | os.PathLike[str]) -> Iterator[Path]:
               The repository is a path or a git URL; none means the current folder's. Of a local repository without a
               revision the working tree is read.
             - ``hf://<owner>/<name>[@<revision>]``: a model repository on the Hugging Face Hub; needs ``dynarep[hub]``.
+        root: relative paths start here, those of repositories too; by default the current folder.
 
     Raises:
         ArtifactError: if the source cannot be read as one of these, or is not there.
@@ -37,7 +38,7 @@ def artifact_folder(source: str | os.PathLike[str]) -> Iterator[Path]:
     text = os.fspath(source)
     if text.startswith(DVC):
         with tempfile.TemporaryDirectory(prefix="dynarep-") as folder:
-            _from_dvc(text, Path(folder))
+            _from_dvc(text, Path(folder), Path(root))
             yield Path(folder)
     elif text.startswith(HUB):
         name, _, revision = text.removeprefix(HUB).partition("@")
@@ -45,10 +46,10 @@ def artifact_folder(source: str | os.PathLike[str]) -> Iterator[Path]:
     elif re.match(r"\w+://", text):
         raise ArtifactError(f"{text}: expected a path, {DVC}<repository>#<path>[@<revision>] or {HUB}<owner>/<name>")
     else:
-        yield Path(text)
+        yield Path(root, text)
 
 
-def _from_dvc(source: str, folder: Path) -> None:
+def _from_dvc(source: str, folder: Path, root: Path) -> None:
     repository, mark, location = source.removeprefix(DVC).partition("#")
     path, _, revision = location.partition("@")
     path = path.strip("/")
@@ -61,7 +62,8 @@ def _from_dvc(source: str, folder: Path) -> None:
     from dvc_data.index import DataIndexDirError
 
     try:
-        files = DVCFileSystem(repo=repository or ".", rev=revision or None)
+        remote = re.match(r"\w+://|[^/]+@[^/]+:", repository)
+        files = DVCFileSystem(repo=repository if remote else str(root / repository), rev=revision or None)
         for name in FILES:
             if name != "metadata.json" or files.exists(f"{path}/{name}"):
                 files.get_file(f"{path}/{name}", str(folder / name))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynarep.data.resident import TransitionTable, observation_moments
@@ -63,7 +66,7 @@ class OfflineRLConfig:
 
 def scaled_rewards(
     dataset: Dataset,
-    rewards: dict[str, Tensor] | None,
+    rewards: Mapping[str, Tensor | NDArray[np.float32]] | None,
     replicas: int,
     c: OfflineRLConfig,
     policy: OfflinePolicyConfig | None = None,
@@ -85,10 +88,10 @@ def scaled_rewards(
         if not dataset.spec.has_rewards:
             raise ValueError(f"offline_rl: dataset {dataset.name} has no rewards, but a policy asks for the true one")
         rewards = {e.id: torch.as_tensor(e.rewards)[None] for e in dataset.episodes}
-    found = next(iter(rewards.values())).shape[0]
+    found = len(next(iter(rewards.values())))
     if found not in (1, replicas):
         raise ValueError(f"offline_rl: rewards hold {found} replicas, this run has {replicas}")
-    parts = [rewards[e.id].float() for e in dataset.episodes]
+    parts = [torch.as_tensor(rewards[e.id]).float() for e in dataset.episodes]
     flat = torch.cat(parts, -1)
     scale, bias = c.reward_scale, c.reward_bias
     if policy is not None:
@@ -163,4 +166,4 @@ def offline_rl(c: OfflineRLConfig, policy: OfflinePolicyConfig, dataset: Dataset
     top = c.top_bc.top if policy.learner == "top_bc" else None
     key = run_key(run, learner.config, top, c.training, dataset.fingerprint, digest(rewards))
     train(learner, sample, c.training, run=run, metrics=metrics, key=key)
-    return learner.export()
+    return learner.export().eval().requires_grad_(False)

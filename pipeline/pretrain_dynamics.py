@@ -13,10 +13,11 @@ from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
 from dynarep.data.shards import Dataset, ShardedDataset
 from dynarep.pipeline.encoders import DynamicsEncoder
-from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
+from dynarep.pipeline.engine import Run, run_key, train, training_device
 from dynarep.pipeline.functional import effective_rank
 from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig, retrieval_accuracy
 from dynarep.pipeline.params import Field, config
+from dynarep.pipeline.reuse import Origin, PretrainingConfig, load_origin
 from dynarep.pipeline.sources import StreamConfig, open_source, open_split
 
 
@@ -30,8 +31,8 @@ class NoiseConfig:
 
 
 @config
-class PretrainDynamicsConfig:
-    """Section ``pretrain_dynamics``."""
+class PretrainDynamicsConfig(PretrainingConfig):
+    """Section ``pretrain_dynamics``; an ``encoder`` from elsewhere is measured on the dataset."""
 
     dataset: str
     noise: NoiseConfig
@@ -41,16 +42,29 @@ class PretrainDynamicsConfig:
     """Share of episodes kept for the metrics."""
     stream: StreamConfig | None = None
     """For datasets larger than memory; by default all of both is in memory."""
-    method: DynamicsConfig
-    training: TrainingConfig
+    method: DynamicsConfig = DynamicsConfig()
 
 
 def pretrain_dynamics(
-    c: PretrainDynamicsConfig, dataset: Dataset | ShardedDataset, noise: Dataset | ShardedDataset, run: Run
+    c: PretrainDynamicsConfig,
+    dataset: Dataset | ShardedDataset,
+    noise: Dataset | ShardedDataset,
+    run: Run,
+    origin: Origin[DynamicsEncoder] | None = None,
 ) -> tuple[DynamicsEncoder, dict[str, Any]]:
     """Train and measure; returns the encoder and metrics on held-out episodes.
 
+    With ``c.encoder`` nothing is trained.
+
+    Args:
+        c: the section.
+        dataset: to train and measure on.
+        noise: whose states are p_n.
+        run: names, seeds and folders.
+        origin: what ``c.encoder`` or ``c.initial`` names; loaded from there by default.
+
     Raises:
+        ArtifactError: if the encoder that ``c`` names cannot be loaded, or does not fit the dataset or ``c``.
         ValueError: if the dataset has no actions or too few episodes to hold some out, or the noise dataset has other
             observations.
         DataError: if a streamed shard is missing, truncated or changed, or cannot be had.
@@ -62,12 +76,16 @@ def pretrain_dynamics(
         )
     if dataset.spec.action_dim == 0:
         raise ValueError(f"pretrain_dynamics.dataset: {dataset.name} has no actions; phi(s, a) needs them")
+    origin = origin or load_origin(c, "pretrain_dynamics", DynamicsEncoder, run.replicas)
+    if origin is not None:
+        origin.check_data(dataset, ("observation_dim", "action_dim"))
     torch.manual_seed(run.seed)
     device = training_device()
-    transform = with_absorbing_states if c.absorbing else list
+    absorbing = c.absorbing if origin is None or c.encoder is None else origin.model.architecture.absorbing
+    transform = with_absorbing_states if absorbing else list
     reading: dict[str, Any] = {
         "seed": run.seed,
-        "draws": c.training.batch_size,
+        "draws": c.planned.batch_size,
         "transform": transform,
         "device": device,
         **run.part,
@@ -82,9 +100,12 @@ def pretrain_dynamics(
         noise_source = source
         if c.stream is None or noise.name != dataset.name:
             noise_source = stack.enter_context(open_source(noise, c.stream, **reading))
-        mean, std = observation_moments(dataset, absorbing=c.absorbing)
-        learner = Dynamics(c.method, run.replicas, mean, std, dataset.spec.action_dim, absorbing=c.absorbing)
-        shape = (run.replicas, c.training.batch_size)
+        mean, std = observation_moments(dataset, absorbing=absorbing)
+        learner = Dynamics(c.method, run.replicas, mean, std, dataset.spec.action_dim, absorbing=absorbing)
+        if origin is not None and c.encoder is None:
+            origin.check_settings(learner.encoder)
+            learner.start_from(origin.model)
+        shape = (run.replicas, c.planned.batch_size)
 
         def noise_states() -> Tensor:
             table = noise_source.table
@@ -100,10 +121,12 @@ def pretrain_dynamics(
             source.seek(update)
             noise_source.seek(update)
 
-        key = run_key(run, c, dataset.fingerprint, noise.fingerprint)
-        train(learner, sample, c.training, run=run, metrics=("loss", "normalisation"), key=key, seek=seek)
-        seek(c.training.updates - 1)
-        encoder = learner.export()
+        if c.encoder is None:
+            key = run_key(run, c, dataset.fingerprint, noise.fingerprint, origin and origin.sha256)
+            train(learner, sample, c.planned, run=run, metrics=("loss", "normalisation"), key=key, seek=seek)
+        seek(c.planned.updates - 1)
+        encoder = origin.model if origin is not None and c.encoder is not None else learner.export()
+        encoder.eval().requires_grad_(False)
         states = noise_states().cpu()
         metrics = {
             "held_out": measure(encoder, TransitionTable.from_episodes(kept), states),

@@ -16,9 +16,10 @@ from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, ShardedDataset
 from dynarep.pipeline.encoders import IntentEncoder
-from dynarep.pipeline.engine import Run, TrainingConfig, run_key, train, training_device
+from dynarep.pipeline.engine import Run, run_key, train, training_device
 from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
 from dynarep.pipeline.params import Field, config
+from dynarep.pipeline.reuse import Origin, PretrainingConfig, load_origin
 from dynarep.pipeline.sources import StreamConfig, open_split
 from dynarep.pipeline.watching import add_latents, board, distance_figure
 
@@ -33,32 +34,46 @@ HORIZON = 50
 
 
 @config
-class PretrainIntentConfig:
-    """Section ``pretrain_intent``."""
+class PretrainIntentConfig(PretrainingConfig):
+    """Section ``pretrain_intent``; an ``encoder`` from elsewhere is measured on the dataset."""
 
     dataset: str
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of episodes kept for the metrics."""
     stream: StreamConfig | None = None
     """For a dataset larger than memory; by default all of it is in memory."""
-    method: ICVFConfig
-    training: TrainingConfig
+    method: ICVFConfig = ICVFConfig()
+    recalibrate: bool = False
+    """Measure the unit of distance of an ``encoder`` anew, on the dataset; else it keeps its own."""
 
 
 def pretrain_intent(
-    c: PretrainIntentConfig, dataset: Dataset | ShardedDataset, run: Run
+    c: PretrainIntentConfig, dataset: Dataset | ShardedDataset, run: Run, origin: Origin[IntentEncoder] | None = None
 ) -> tuple[IntentEncoder, dict[str, Any], list[dict[str, Any]]]:
     """Train, calibrate and measure; returns the encoder, its metrics, and rows of distance against k.
 
     Latents of held-out states (``map_latents``) go to ``latents.npz`` in ``run.output``.
 
+    With ``c.encoder`` nothing is trained, and ``step_distance`` among the metrics is the squared distance of one step of the
+    dataset in the unit that this encoder brings.
+
+    Args:
+        c: the section.
+        dataset: to train and measure on.
+        run: names, seeds and folders.
+        origin: what ``c.encoder`` or ``c.initial`` names; loaded from there by default.
+
     Raises:
+        ArtifactError: if the encoder that ``c`` names cannot be loaded, or does not fit the dataset or ``c.method``.
         ValueError: if no held-out episode has two states.
         DataError: if a streamed shard is missing, truncated or changed, or cannot be had.
     """
+    origin = origin or load_origin(c, "pretrain_intent", IntentEncoder, run.replicas)
+    if origin is not None:
+        origin.check_data(dataset, ("observation_dim",))
     torch.manual_seed(run.seed)
     device = training_device()
-    reading: dict[str, Any] = {"seed": run.seed, "draws": c.training.batch_size, "device": device, **run.part}
+    reading: dict[str, Any] = {"seed": run.seed, "draws": c.planned.batch_size, "device": device, **run.part}
     source, kept = open_split(dataset, c.stream, fraction=c.held_out, **reading)
     with source:
         if all(episode.length < 2 for episode in kept):
@@ -67,7 +82,10 @@ def pretrain_intent(
                 "hold out more episodes"
             )
         learner = ICVF(c.method, run.replicas, *observation_moments(dataset))
-        shape = (run.replicas, c.training.batch_size)
+        if origin is not None and c.encoder is None:
+            origin.check_settings(learner.export())
+            learner.start_from(origin.model)
+        shape = (run.replicas, c.planned.batch_size)
         m = c.method
 
         def sample(generator: torch.Generator) -> GoalBatch:
@@ -93,13 +111,20 @@ def pretrain_intent(
                 (z == index).float(),
             )
 
-        key = run_key(run, c, dataset.fingerprint)
-        train(learner, sample, c.training, run=run, metrics=("loss", "value"), key=key, seek=source.seek)
-        source.seek(c.training.updates - 1)
-        encoder = learner.export()
-        encoder.calibration.copy_(step_calibration(encoder, source.episodes()))
-    spaces = {"psi": encoder.embed, "raw": lambda x: x, "standardised": learner.normaliser}
+        if c.encoder is None:
+            key = run_key(run, c, dataset.fingerprint, origin and origin.sha256)
+            train(learner, sample, c.planned, run=run, metrics=("loss", "value"), key=key, seek=source.seek)
+        source.seek(c.planned.updates - 1)
+        encoder = origin.model if origin is not None and c.encoder is not None else learner.export()
+        encoder.eval().requires_grad_(False)
+        calibration = step_calibration(encoder, source.episodes())
+    step_distance = encoder.calibration / calibration
+    if c.encoder is None or c.recalibrate:
+        encoder.calibration.copy_(calibration)
+    spaces = {"psi": encoder.embed, "raw": lambda x: x, "standardised": encoder.normaliser}
     metrics: dict[str, Any] = {"calibration": encoder.calibration.tolist()}
+    if c.encoder is not None:
+        metrics["step_distance"] = step_distance.mean().item()
     rows: list[dict[str, Any]] = []
     for space, embed in spaces.items():
         steps, distances = distances_over_time(kept, embed)

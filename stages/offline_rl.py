@@ -8,8 +8,6 @@ def main(stage: Stage) -> None:
     import json
     from dataclasses import replace
 
-    import torch
-
     from dynarep.data.shards import read_rewards
     from dynarep.pipeline.artifacts import save_artifact
     from dynarep.pipeline.imitate import describe
@@ -31,8 +29,7 @@ def main(stage: Stage) -> None:
                     known = [TRUE_REWARD, *sorted(path.parent.name for path in relabel.glob("*/rewards"))]
                     where = f"offline_rl.policies.{name}.rewards"
                     raise ValueError(f"{where}: found {policy.rewards!r}, expected one of {', '.join(known)}")
-                rewards = read_rewards(relabel / policy.rewards, dataset)
-                stored = {episode: torch.from_numpy(values) for episode, values in rewards.items()}
+                stored = read_rewards(relabel / policy.rewards, dataset)
                 saw = {"expert": describe(demonstrations), "other": f"{transitions} without rewards"}
             within = run.within(name)
             scaled = scaled_rewards(dataset, stored, run.replicas, c, policy)

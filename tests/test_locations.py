@@ -9,6 +9,7 @@ import pytest
 from models import make
 
 from dynarep.pipeline.artifacts import ArtifactError, save_model
+from dynarep.pipeline.locations import artifact_folder
 from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
 
 S = np.ones((2, 3), np.float32)
@@ -185,6 +186,8 @@ def test_artifacts_of_another_repository(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(owner)
     assert isinstance(load_encoder("dvc://#artifacts/pretrain_intent@v1"), PretrainedIntent)
     monkeypatch.chdir(user)
+    with artifact_folder("dvc://owner#artifacts/pretrain_intent@v1", tmp_path) as folder:  # relative to a given folder
+        assert isinstance(load_encoder(folder), PretrainedIntent)
     for source in (
         f"dvc://{owner}#artifacts/nothing@v1",
         f"dvc://{owner}#artifacts/pretrain_intent@v9",

@@ -106,6 +106,10 @@ class Dynamics(nn.Module):
         """What every process reads all of."""
         return ("noise",) if self.config.negatives == "all" else ()
 
+    def start_from(self, encoder: DynamicsEncoder) -> None:
+        """Take the normaliser, phi and mu from an encoder of the same architecture."""
+        self.encoder.load_state_dict(encoder.state_dict())
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Phi and mu at one learning rate."""
         return [{"params": list(self.encoder.parameters()), "lr": self.config.learning_rate}]

@@ -136,6 +136,19 @@ class ICVF(nn.Module):
         self.online = MultilinearValue(replicas, dim, c)
         self.target = deepcopy(self.online).requires_grad_(False)
 
+    def start_from(self, encoder: IntentEncoder) -> None:
+        """Take the normaliser and psi, for both members and their targets, from an encoder of the same architecture.
+
+        Encoders hold nothing of phi, T and the branches, which stay as they are.
+        """
+        self.normaliser.load_state_dict(encoder.normaliser.state_dict())
+        state = {
+            name: tensor.unsqueeze(1).expand(-1, 2, *tensor.shape[1:])
+            for name, tensor in encoder.psi.state_dict().items()
+        }
+        self.online.psi.load_state_dict(state)
+        self.target.psi.load_state_dict(state)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All online parameters at one learning rate."""
         return [{"params": list(self.online.parameters()), "lr": self.config.learning_rate}]

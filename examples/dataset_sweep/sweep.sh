@@ -1,0 +1,7 @@
+#!/bin/sh
+# One experiment for each dataset from which psi is learned.
+set -e
+git add --all && git commit --quiet --message "State before the sweep" || true
+dvc exp run --queue --set-param "pretrain_intent.dataset=${1:-arbitrary,arbitrary-third,arbitrary-tenth}" evaluate
+dvc exp run --run-all --jobs "${JOBS:-1}"
+dvc exp show --only-changed --sort-by top_ailot.return_mean --drop 'recordings|artifacts/.*|configs/.*|.*calibration.*'

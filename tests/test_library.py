@@ -1,0 +1,36 @@
+"""The stages as functions, without params.yaml and DVC: the snippets of ``docs/library.md``, one after the other."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "library.md"
+
+
+def test_the_snippets_run_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.M | re.S)):
+        exec(compile(snippet, f"{DOCUMENT.name}, snippet {number}", "exec"), names)
+
+    data, replicas = names["data"], 2
+    assert set(names["relabelled"].rewards) == {episode.id for episode in data.episodes}
+    assert names["rewards"].shape == (replicas, sum(episode.length for episode in data.episodes))
+    states = torch.from_numpy(data.episodes[0].observations[None])
+    assert names["psi"].embed(states).shape == (replicas, states.shape[1], 8)
+    for policy in (names["iql"], names["imitator"]):
+        actions = policy.act(states)
+        assert actions.shape == (replicas, states.shape[1], data.spec.action_dim)
+        assert actions.abs().max() <= 1
+    assert set(names["scores"]) == {"iql", "repr", "random"}
+    assert all(isinstance(score["expert_fraction"], float) for score in names["scores"].values())
+    assert str(names["scores"]["iql"]["return_mean"]) in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "iql" in page
+    assert not list(tmp_path.glob("**/params.yaml"))
