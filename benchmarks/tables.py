@@ -6,8 +6,8 @@ rewrites every block that ends with ``<!-- end -->`` from the stored results. It
 
 - ``<!-- scores <preset> [<setting> ...] -->``: a table per setting,
 - ``<!-- matrix <preset> <learner> -->``: labels by spaces, of methods called ``<label>_<space>_<learner>``,
-- ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured: ``compared``, ``growth``, ``accuracy``,
-  ``start_up`` or ``end_to_end``.
+- ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured: ``setting``, ``compared``, ``growth``,
+  ``accuracy``, ``start_up`` or ``end_to_end``.
 """
 
 from __future__ import annotations
@@ -171,8 +171,13 @@ def seconds_table(kind: str, measured: dict[str, Any]) -> str:
 def throughput_table(kind: str) -> str:
     """Markdown: rates of the groups of a kind, with the least and the largest, and ratios to the first contender's."""
     measured = json.loads((RESULTS / "throughput.json").read_text())
-    if kind in measured:
-        return seconds_table(kind, measured[kind])
+    if kind == "setting":
+        machine, versions = measured["machine"], measured["versions"]
+        packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+        where = f"{machine['processor']}, {machine['cores']} cores, {machine['device']}"
+        return f"Measured on {where}; {measured['repeats']} turns each; {packages}."
+    if kind in ("accuracy", "start_up", "end_to_end"):
+        return seconds_table(kind, measured[kind]) if kind in measured else "Not measured in this run."
     parts = []
     for group in measured["groups"]:
         if group["kind"] != kind:

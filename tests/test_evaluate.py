@@ -373,7 +373,12 @@ def test_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (output / "stale").touch()
     monkeypatch.setattr(artifacts, "load_policy", load_constant)
     stage.main(Stage("evaluate", tmp_path / "params.yaml", smoke=True))
-    assert sorted(path.name for path in output.iterdir()) == ["metrics.json", "returns.json", "returns.tsv", "timing.json"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "metrics.json",
+        "returns.json",
+        "returns.tsv",
+        "timing.json",
+    ]
     assert json.loads((output / "metrics.json").read_text())["bc"]["episodes"] == 1
     assert json.loads((output / "returns.json").read_text())["policies"]["bc"]["lengths"] == [[7], [7]]
 
