@@ -219,13 +219,13 @@ def ratio_plot(path: Path) -> None:
         ours = group["rows"][0]["rate"]
         for row in group["rows"][1:]:
             if "missing" not in row and not row["name"].startswith("dynarep"):
-                labels.append(f"{group['name'].split(',')[0]}: {row['name']}")
+                labels.append(f"{group['name']} | {row['name']}")
                 values.append((ours / row["rate"], ours / row["high"], ours / row["low"]))
     middle, low, high = np.array(values).T
     places = np.arange(len(labels))[::-1]
-    with plt.rc_context({"svg.hashsalt": "dynarep"}):
-        figure, axes = plt.subplots(figsize=(8, 0.28 * len(labels) + 0.8), layout="constrained")
-        axes.barh(places, middle, color=np.where(middle >= 1, "#2a7f62", "#b3541e"))
+    with plt.rc_context({"svg.hashsalt": "dynarep", "font.size": 8}):
+        figure, axes = plt.subplots(figsize=(10, 0.28 * len(labels) + 0.8), layout="constrained")
+        axes.barh(places, middle - 1, left=1, color=np.where(middle >= 1, "#2a7f62", "#b3541e"))
         axes.errorbar(middle, places, xerr=(middle - low, high - middle), fmt="none", ecolor="black", elinewidth=1)
         axes.axvline(1, color="black", linewidth=1)
         axes.set(xscale="log", yticks=places, yticklabels=labels, xlabel="times as fast as the peer (log scale)")
