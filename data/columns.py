@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dynarep.data.folders import whole_folder
 from dynarep.data.schema import DataError, Episode
-from dynarep.data.shards import FINGERPRINT, Dataset, read_index
+from dynarep.data.shards import FINGERPRINT, Dataset, read_columns, read_index
 
 Encode = Callable[[Sequence[Episode]], Iterable[NDArray[np.float32]]]
 """Episodes to their latents, in the same order."""
@@ -59,23 +58,7 @@ def read_latents(folder: Path | str, dataset: Dataset) -> dict[str, NDArray[np.f
         DataError: if there are none, a file is damaged or belongs to other content, or an episode is missing or has
             another number of rows.
     """
-    files = sorted((Path(folder) / "latents").glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{Path(folder) / 'latents'}: found no latents")
-    latents: dict[str, NDArray[np.float32]] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                about = file.metadata() or {}
-                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: not a readable safetensors file: {error}") from error
-        if about.get(FINGERPRINT) != dataset.fingerprint:
-            raise DataError(
-                f"{path}: found latents of {about.get('dataset')} with fingerprint {about.get(FINGERPRINT)}, "
-                f"expected those of {dataset.name} with fingerprint {dataset.fingerprint}"
-            )
-        latents.update(columns)
+    latents = read_columns(Path(folder), "latents", dataset)
     for episode in dataset.episodes:
         if episode.id not in latents:
             raise DataError(f"{Path(folder) / 'latents'}: misses episode {episode.id}")

@@ -461,6 +461,31 @@ def write_rewards(folder: Path, dataset: Dataset, rewards: Mapping[str, np.ndarr
             save_file(columns, file, metadata={FINGERPRINT: dataset.fingerprint})
 
 
+def read_columns(folder: Path, kind: str, dataset: DatasetInfo) -> dict[str, np.ndarray]:
+    """Columns that lie beside a dataset's shards, ``<folder>/<kind>/*.safetensors``, per episode id.
+
+    Raises:
+        DataError: if there are none, or a file is damaged or belongs to other content.
+    """
+    files = sorted((folder / kind).glob("*.safetensors"))
+    if not files:
+        raise DataError(f"{folder / kind}: found no {kind}")
+    columns: dict[str, np.ndarray] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                columns.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: not a readable safetensors file: {error}") from error
+        if metadata.get(FINGERPRINT) != dataset.fingerprint:
+            raise DataError(
+                f"{path}: found {kind} of {metadata.get('dataset', 'a dataset')} with fingerprint {metadata.get(FINGERPRINT)}, "
+                f"expected those of {dataset.name} with fingerprint {dataset.fingerprint}"
+            )
+    return columns
+
+
 def read_rewards(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
     """Rewards written by ``write_rewards`` for exactly this dataset, per episode id in the dataset's order.
 
@@ -468,23 +493,7 @@ def read_rewards(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
         DataError: if there are none, a file is damaged or belongs to other content, or an episode is missing or has
             another length.
     """
-    files = sorted((folder / "rewards").glob("*.safetensors"))
-    if not files:
-        raise DataError(f"{folder / 'rewards'}: found no rewards")
-    rewards: dict[str, np.ndarray] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                columns = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: not a readable safetensors file: {error}") from error
-        if metadata.get(FINGERPRINT) != dataset.fingerprint:
-            raise DataError(
-                f"{path}: found rewards of a dataset with fingerprint {metadata.get(FINGERPRINT)}, "
-                f"expected those of {dataset.name} with fingerprint {dataset.fingerprint}"
-            )
-        rewards.update(columns)
+    rewards = read_columns(folder, "rewards", dataset)
     _check_rewards(str(folder / "rewards"), dataset, rewards)
     return {episode.id: rewards[episode.id] for episode in dataset.episodes}
 

@@ -17,7 +17,7 @@ to rounding, however small epsilon is.
 
 Where many iterations are needed, half-steps are over-relaxed: a potential moves omega times as far as to the one that
 meets its masses (Thibault, Chizat, Dossal and Papadakis, Overrelaxed Sinkhorn-Knopp algorithm for regularized optimal
-transport, 2021). The fixed point is the same, and is reached in a fifth of the iterations at epsilon 1 % of the mean cost.
+transport, 2021). The fixed point is the same, and is reached in a quarter of the iterations at epsilon 1 % of the mean cost.
 
 Exponents below -60 are raised to -60. Between scalings within exp(+-15) such an entry adds less than exp(-30) of a sum,
 and neither entries nor products become denormal numbers, which would slow a CPU down several times.
