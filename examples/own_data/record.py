@@ -19,31 +19,20 @@ def heading(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def travel(count: int, steps: int, rng: np.random.Generator) -> list[dict[str, np.ndarray]]:
-    """Episodes from one corner to another, more or less straight; its place is no goal, so they are not terminal."""
+    """Episodes that go from one corner to another, more or less straight, and stay there; ended by the clock alone."""
     corners = np.array([[-0.4, -0.8], [-0.4, 0.8], [0.4, 0.8], [0.4, -0.8]])
     first = rng.integers(4, size=count)
     last = (first + rng.integers(1, 4, size=count)) % 4
     points, targets = (corners[chosen] + rng.uniform(-0.1, 0.1, (count, 2)) for chosen in (first, last))
     noise, rows = rng.uniform(0, 0.5, (count, 1)), []
-    for _ in range(steps):
+    for t in range(steps):
         actions = np.clip(heading(points, targets) + noise * rng.normal(size=points.shape), -1, 1)
         after = room.step(points, actions, rng)
-        rows.append((points, actions, after))
+        ends = np.full((2, count), [[False], [t == steps - 1]])
+        rows.append((points, actions, room.at_goal(after) - 1.0, *ends, after))
         points = after
-    observations, actions, after = (np.stack(column, 1) for column in zip(*rows, strict=True))
-    arrived = np.linalg.norm(after - targets[:, None], axis=-1) < 0.15
-    lengths = np.where(arrived.any(1), arrived.argmax(1) + 1, steps)
-    return [
-        {
-            "observations": observations[i, :length],
-            "actions": actions[i, :length],
-            "rewards": np.full(length, -1.0),
-            "terminals": np.zeros(length),
-            "timeouts": np.arange(length) == length - 1,
-            "next_observations": after[i, :length],
-        }
-        for i, length in enumerate(lengths)
-    ]
+    columns = {name: np.stack(column, 1) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
+    return [{name: column[i] for name, column in columns.items()} for i in range(count)]
 
 
 def solve(count: int) -> list[dict[str, np.ndarray]]:
@@ -64,7 +53,7 @@ def solve(count: int) -> list[dict[str, np.ndarray]]:
 def main() -> None:
     """Write recordings/arbitrary.npz and recordings/expert.npz."""
     Path("recordings").mkdir(exist_ok=True)
-    for name, episodes in (("arbitrary", travel(300, 20, np.random.default_rng(0))), ("expert", solve(1))):
+    for name, episodes in (("arbitrary", travel(300, 40, np.random.default_rng(0))), ("expert", solve(1))):
         arrays = {column: np.concatenate([episode[column] for episode in episodes]) for column in COLUMNS}
         np.savez(f"recordings/{name}.npz", **arrays)
         print(f"recordings/{name}.npz: {len(episodes)} episodes, {len(arrays['rewards']):,} steps")

@@ -22,6 +22,11 @@ def step(points: np.ndarray, actions: np.ndarray, rng: np.random.Generator) -> n
     return result
 
 
+def at_goal(points: np.ndarray) -> np.ndarray:
+    """Which of the points (..., 2) are at the goal."""
+    return np.linalg.norm(points - GOAL, axis=-1) < 0.15
+
+
 def free(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     """Whether the straight line between points (N, 2) misses the wall; that it is followed in small steps is enough."""
     along = np.linspace(0, 1, 11)[:, None, None]
@@ -30,7 +35,7 @@ def free(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 class PointRoom(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Go from the lower left to the lower right: -1 per step until the goal is reached, at most 40 steps."""
+    """Go from the lower left to the lower right and stay there: -1 per step that ends away from the goal, 40 steps."""
 
     observation_space = gymnasium.spaces.Box(-WALLS.astype(np.float32), WALLS.astype(np.float32))
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -44,8 +49,8 @@ class PointRoom(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Move; ``info["success"]`` says whether the goal is reached."""
         self.point = step(self.point, action[None], self.np_random)
-        reached = bool(np.linalg.norm(self.point[0] - GOAL) < 0.15)
-        return self.point[0].astype(np.float32), -1.0, reached, False, {"success": reached}
+        reached = bool(at_goal(self.point)[0])
+        return self.point[0].astype(np.float32), float(reached) - 1.0, False, False, {"success": reached}
 
 
 gymnasium.register("PointRoom-v0", PointRoom, max_episode_steps=40)
