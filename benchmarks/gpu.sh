@@ -14,6 +14,7 @@ if [ ${#pieces[@]} -eq 0 ]; then pieces=(iql icvf replicas transport rest); fi
 python=${PYTHON:-python3}
 mkdir -p "$out" build/path/dynarep
 for package in pipeline stages data configs; do ln -sfn "$PWD/$package" "build/path/dynarep/$package"; done
+ln -sfn "$PWD/pipeline/root/__init__.py" build/path/dynarep/__init__.py
 export PYTHONPATH="$PWD/build/path:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 failed=0

@@ -7,7 +7,7 @@ rewrites every block that ends with ``<!-- end -->`` from the stored results. It
 - ``<!-- scores <preset> [<setting> ...] -->``: a table per setting,
 - ``<!-- matrix <preset> <learner> -->``: labels by spaces, of methods called ``<label>_<space>_<learner>``,
 - ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured: ``setting``, ``compared``, ``growth``,
-  ``accuracy``, ``start_up`` or ``end_to_end``.
+  ``parts``, ``accuracy``, ``start_up`` or ``end_to_end``.
 """
 
 from __future__ import annotations
@@ -168,6 +168,17 @@ def seconds_table(kind: str, measured: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
+def parts_table(group: dict[str, Any]) -> str:
+    """Markdown: microseconds of a whole, of each part alone, and shares."""
+    rows = [
+        f"| {row['name']} | not measured: {row['missing']} | |"
+        if "missing" in row
+        else f"| {row['name']} | {1e6 / row['rate']:,.0f} | {row['ratio']:.0%} |"
+        for row in group["rows"]
+    ]
+    return "\n".join([f"**{group['name']}**", "", "| | microseconds | share |", "|---|---|---|", *rows])
+
+
 def throughput_table(kind: str) -> str:
     """Markdown: rates of the groups of a kind, with the least and the largest, and ratios to the first contender's."""
     measured = json.loads((RESULTS / "throughput.json").read_text())
@@ -181,6 +192,9 @@ def throughput_table(kind: str) -> str:
     parts = []
     for group in measured["groups"]:
         if group["kind"] != kind:
+            continue
+        if kind == "parts":
+            parts.append(parts_table(group))
             continue
         head = [
             f"**{group['name']}**",

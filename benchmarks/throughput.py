@@ -715,7 +715,7 @@ def peak_memory(group: int, contender: int, scale: float) -> int | None:
     return int(lines[-1]) if done.returncode == 0 and lines else None
 
 
-END_TO_END = {"pretrain_intent": 6000, "offline_rl": 10_000}
+END_TO_END = {"pretrain_intent": 6000, "offline_rl": 20_000}
 """Updates of the two trainings in the default params file."""
 
 
@@ -839,6 +839,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     import torch
 
+    from benchmarks.parts import parts
+
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "device": str(device())},
@@ -846,7 +848,8 @@ def main(arguments: list[str] | None = None) -> None:
         "repeats": options.repeats,
         "groups": [],
     }
-    sections = [(group, "compared") for group in groups(options.scale)] + [(g, "growth") for g in growth(options.scale)]
+    kinds = (("compared", groups), ("growth", growth), ("parts", parts))
+    sections = [(group, kind) for kind, of_kind in kinds for group in of_kind(options.scale)]
     for i, (group, kind) in enumerate(sections):
         if not re.search(options.only, group.name):
             continue

@@ -81,12 +81,19 @@ class MultilinearValue(nn.Module):
         self.outcome_branch = StackedLinear(stack, c.latent_dim, c.latent_dim, init="xavier_uniform")
         self.layer_norm = c.variant == "ailot"
 
+    def state_factor(self, phi: Tensor, t: Tensor) -> Tensor:
+        """A (T(z) * phi(s)) from phi(s) and T(z), all (R, 2, B, latent)."""
+        a = self.state_branch(t * phi)
+        return nn.functional.layer_norm(a, a.shape[-1:]) if self.layer_norm else a
+
+    def outcome_factor(self, psi: Tensor, t: Tensor) -> Tensor:
+        """B (T(z) * psi(g)) from psi(g) and T(z), all (R, 2, B, latent)."""
+        b = self.outcome_branch(t * psi)
+        return nn.functional.layer_norm(b, b.shape[-1:]) if self.layer_norm else b
+
     def value(self, phi: Tensor, psi: Tensor, t: Tensor) -> Tensor:
-        """Combine phi(s), psi(g) and T(z), each (R, 2, B, latent), into V (R, 2, B)."""
-        a, b = self.state_branch(t * phi), self.outcome_branch(t * psi)
-        if self.layer_norm:
-            a, b = nn.functional.layer_norm(a, a.shape[-1:]), nn.functional.layer_norm(b, b.shape[-1:])
-        return (a * b).sum(-1)  # type: ignore[no-any-return]
+        """V (R, 2, B) from phi(s), psi(g) and T(z), each (R, 2, B, latent)."""
+        return (self.state_factor(phi, t) * self.outcome_factor(psi, t)).sum(-1)
 
     def forward(self, observations: Tensor, outcomes: Tensor, intents: Tensor) -> Tensor:
         """V (R, 2, B) of standardised observations (R, B, obs_dim)."""
@@ -154,7 +161,7 @@ class ICVF(nn.Module):
         return [{"params": list(self.online.parameters()), "lr": self.config.learning_rate}]
 
     def losses(self, batch: GoalBatch) -> Losses:
-        """The ICVF loss; each network reads each input once."""
+        """The ICVF loss; each network and each factor reads each input once."""
         c = self.config
         s, s_next, g, z = (
             self.normaliser(x).unsqueeze(1)
@@ -165,15 +172,12 @@ class ICVF(nn.Module):
         goals = torch.cat([g, z], 2)
 
         with torch.no_grad():
-            phi, phi_next = self.target.phi(torch.cat([s, s_next], 2)).chunk(2, 2)
-            psi_g, psi_z = self.target.psi(goals).chunk(2, 2)
-            t = self.target.modulation(psi_z)
-            values = self.target.value(
-                torch.cat([phi_next, phi_next, phi], 2), torch.cat([psi_g, psi_z, psi_z], 2), torch.cat([t, t, t], 2)
-            )
-            next_outcome, next_intent, intent = values.chunk(3, 2)
-            target = r.unsqueeze(1) + m.unsqueeze(1) * next_outcome
-            advantage = intent_advantage(r_z, m_z, next_intent, intent)
+            psi = self.target.psi(goals)
+            t = self.target.modulation(psi.chunk(2, 2)[1]).repeat(1, 1, 2, 1)
+            of_s, of_next = self.target.state_factor(self.target.phi(torch.cat([s, s_next], 2)), t).chunk(2, 2)
+            of_g, of_z = self.target.outcome_factor(psi, t).chunk(2, 2)
+            target = r.unsqueeze(1) + m.unsqueeze(1) * (of_next * of_g).sum(-1)
+            advantage = intent_advantage(r_z, m_z, (of_next * of_z).sum(-1), (of_s * of_z).sum(-1))
 
         psi_g, psi_z = self.online.psi(goals).chunk(2, 2)
         value = self.online.value(self.online.phi(s), psi_g, self.online.modulation(psi_z))
