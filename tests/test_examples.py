@@ -51,15 +51,12 @@ def test_distance_field(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20
 
 
-@pytest.mark.slow
 def test_stable_baselines3(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("stable_baselines3", reason="needs dynarep[sb3]")
     sizes = ["--steps", "64", "--seeds", "1", "--episodes", "1"]
     main_of("stable_baselines3/train.py")([str(encoder), "--env", "Pendulum-v1", *sizes])
     assert re.findall(r"^(\w+): mean return -\d+", capsys.readouterr().out, re.M) == ["observations", "psi"]
 
 
-@pytest.mark.slow
 def test_changed_physics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--steps", "200", "--updates", "5", "--width", "8", "--replicas", "2", "--episodes", "1"]
     main_of("changed_physics/compare.py")([*sizes, "--out", str(tmp_path / "out")])
@@ -142,28 +139,32 @@ class Project:
         return done.stdout
 
 
-@pytest.mark.slow
-def test_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    project = Project(tmp_path / "room", EXAMPLES / "own_data")
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The example with data of its own after ``dvc repro``, with what the sweep needs."""
+    sweep = EXAMPLES / "dataset_sweep"
+    root = tmp_path_factory.mktemp("own") / "room"
+    project = Project(root, EXAMPLES / "own_data", sweep / "configs", sweep / "sweep.sh")
     project.call("git", "add", ".")
     project.call("git", "commit", "-qm", "A room")
     project.call("dvc", "repro")
-    scores = json.loads((project.root / "artifacts" / "evaluate" / "metrics.json").read_text())
+    return project
+
+
+def test_own_data(room: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = json.loads((room.root / "artifacts" / "evaluate" / "metrics.json").read_text())
     assert set(scores) == {"bc", "repr_value_dice", "iql_ailot", "iql_true", "top_ailot", "top_otr", "random"}
     assert all(-40 <= score["return_mean"] <= 0 and score["success_rate"] is not None for score in scores.values())
-    assert "iql_ailot" in (project.root / "artifacts" / "report" / "index.html").read_text()
+    assert "iql_ailot" in (room.root / "artifacts" / "report" / "index.html").read_text()
     monkeypatch.chdir(tmp_path)
-    source = "dvc://room#artifacts/pretrain_intent"
+    source = f"dvc://{room.root}#artifacts/pretrain_intent"
     main_of("distance_field/plot.py")([source, "--goal", "0.4", "-0.8"])
     assert (tmp_path / "field.png").is_file()
 
 
-@pytest.mark.slow
-def test_dataset_sweep(tmp_path: Path) -> None:
-    sweep = EXAMPLES / "dataset_sweep"
-    project = Project(tmp_path / "room", EXAMPLES / "own_data", sweep / "configs", sweep / "sweep.sh")
-    printed = project.call("./sweep.sh", "arbitrary-third,arbitrary-tenth")
-    shown = json.loads(project.call("dvc", "exp", "show", "--json"))
+def test_dataset_sweep(room: Project) -> None:
+    printed = room.call("./sweep.sh", "arbitrary-third,arbitrary-tenth")
+    shown = json.loads(room.call("dvc", "exp", "show", "--json"))
     (base,) = [row for row in shown if row["rev"] != "workspace"]
     results = [experiment["revs"][0]["data"] for experiment in base["experiments"]]
     datasets = [result["params"]["params.yaml"]["data"]["pretrain_intent"]["dataset"] for result in results]

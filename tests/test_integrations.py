@@ -82,7 +82,6 @@ def test_environments_that_do_not_fit(intent: PretrainedIntent, dynamics: Pretra
         EncodeObservation(Drift(), dynamics)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["intent", "dynamics"])
 def test_onnx_equals_the_module(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs dynarep[onnx]")
