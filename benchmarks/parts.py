@@ -34,11 +34,11 @@ Make = Callable[[int, int], tuple[Any, Any]]
 """From hidden units and batch size to a learner and what draws its batches."""
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the matrix products that are done inside it, with their operands."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Callable[[], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
