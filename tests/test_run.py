@@ -224,8 +224,13 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_outside_of_a_training(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop:
-        stage_main("imitate", lambda stage: signal.raise_signal(number), [])
+    # A shell that started the tests with & has SIGINT ignored.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            stage_main("imitate", lambda stage: signal.raise_signal(number), [])
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert stop.value.code == 130
     assert capsys.readouterr().err == "imitate: stopped; run it again to go on\n"
     assert signal.getsignal(signal.SIGTERM) == before
