@@ -1,4 +1,4 @@
-"""Where the time goes: each part of an update, of an evaluation step and of a coupling, timed alone beside the whole.
+"""Where the time goes on a CPU: parts of an update, an evaluation step and a coupling, timed alone beside the whole.
 
 Parts of a group need not add up to the whole: alone, a part finds its data in the cache.
 """

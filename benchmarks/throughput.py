@@ -839,8 +839,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     import torch
 
-    from benchmarks.parts import parts
-
     torch.set_num_threads(1)
     result: dict[str, Any] = {
         "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "device": str(device())},
@@ -848,7 +846,11 @@ def main(arguments: list[str] | None = None) -> None:
         "repeats": options.repeats,
         "groups": [],
     }
-    kinds = (("compared", groups), ("growth", growth), ("parts", parts))
+    kinds = [("compared", groups), ("growth", growth)]
+    if device().type == "cpu":
+        from benchmarks.parts import parts
+
+        kinds.append(("parts", parts))
     sections = [(group, kind) for kind, of_kind in kinds for group in of_kind(options.scale)]
     for i, (group, kind) in enumerate(sections):
         if not re.search(options.only, group.name):
