@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Update:
     """The parts of an update, compiled as the engine does it."""
 
-    def __init__(self, make: Make, hidden: int = 256, batch: int = 256) -> None:
+    def __init__(self, make: Make, hidden: int, batch: int) -> None:
         keep_freed_memory()
         torch._dynamo.config.trace_autograd_ops = True
         self.learner, sample = make(hidden, batch)
@@ -82,15 +82,41 @@ class _Update:
         for product in self.products:
             product()
 
+    def multiply_by_xla(self) -> Callable[[], Any]:
+        """What does the same products by JAX, with operands that are transposed where PyTorch's are."""
+        import jax
+        import jax.numpy as jnp
+
+        pairs = [[x.detach() for x in product.args[-2:]] for product in self.products]
+        transposed = [[x.stride(-1) != 1 for x in pair] for pair in pairs]
+        stored = [
+            [jnp.asarray((x.mT if flip else x).contiguous().numpy()) for x, flip in zip(pair, flips, strict=True)]
+            for pair, flips in zip(pairs, transposed, strict=True)
+        ]
+
+        def products(operands: Any) -> Any:
+            return [
+                jnp.matmul(*(x.mT if flip else x for x, flip in zip(pair, flips, strict=True)))
+                for pair, flips in zip(operands, transposed, strict=True)
+            ]
+
+        compiled = jax.jit(products)
+        return lambda: jax.block_until_ready(compiled(stored))
+
 
 def _update_parts(make: Make, count: int) -> list[Contender]:
-    def part(choose: Callable[[_Update], Callable[[], Any]], **sizes: int) -> Callable[[], Work]:
-        return lambda: repeated(lambda: choose(_Update(make, **sizes)), count)
+    @cache
+    def update_of(hidden: int, batch: int) -> _Update:
+        return _Update(make, hidden, batch)
+
+    def part(choose: Callable[[_Update], Callable[[], Any]], hidden: int = 256, batch: int = 256) -> Callable[[], Work]:
+        return lambda: repeated(lambda: choose(update_of(hidden, batch)), count)
 
     return [
         Contender("the whole update", part(lambda update: update.whole)),
         Contender("losses and gradients", part(lambda update: update.gradients)),
         Contender("their matrix products alone", part(lambda update: update.multiply)),
+        Contender("the same products by JAX", part(lambda update: update.multiply_by_xla())),
         Contender(
             "their calls: the same with 8 units, batch 8", part(lambda update: update.gradients, hidden=8, batch=8)
         ),
@@ -139,21 +165,22 @@ def _decisions(count: int, block: int) -> Work:
 
 def _passes(cost: np.ndarray, iterations: int) -> Callable[[], Any]:
     """What an iteration cannot do without: the kernel times a vector on either side."""
-    kernel = torch.from_numpy(np.exp(-cost / (0.05 * cost.mean()))).float()[None]
-    row, column = torch.ones(1, 1, kernel.shape[1]), torch.ones(1, 1, kernel.shape[2])
+    kernel = np.exp(-cost / (0.05 * cost.mean())).astype(np.float32)
+    rows, columns = (np.ones(size, np.float32) for size in kernel.shape)
 
     def call() -> None:
         for _ in range(iterations):
-            torch.bmm(row, kernel)
-            torch.bmm(column, kernel.mT)
+            rows @ kernel
+            columns @ kernel.T
 
     return call
 
 
 def _exponentials(cost: np.ndarray) -> Callable[[], Any]:
     """Those of the first kernel and of the coupling."""
-    exponents = torch.from_numpy(-cost / (0.05 * cost.mean())).float()
-    return lambda: (exponents.exp(), exponents.exp())
+    exponents = (-cost / (0.05 * cost.mean())).astype(np.float32)
+    kernel = np.empty_like(exponents)
+    return lambda: (np.exp(exponents, out=kernel), np.exp(exponents, out=kernel))
 
 
 def parts(scale: float) -> list[Group]:

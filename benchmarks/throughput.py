@@ -203,9 +203,11 @@ def sinkhorn(cost: np.ndarray, epsilon: float, iterations: int) -> Callable[[], 
     """This project's coupling; a function of no arguments."""
     import torch
 
+    from dynarep.pipeline.engine import keep_freed_memory
     from dynarep.pipeline.transport import sinkhorn as solve
     from dynarep.pipeline.transport import uniform_masses
 
+    keep_freed_memory()  # as the relabelling stage does it
     c = torch.from_numpy(cost)[None].to(device())
     a, b = (uniform_masses(torch.tensor([n], device=device()), n) for n in cost.shape)
     eps = torch.tensor([epsilon], device=device())

@@ -64,9 +64,12 @@ class Timing:
 def compare(group: Group, repeats: int) -> list[Timing]:
     """Time all contenders of a group in turns, ``repeats`` times after one untimed turn.
 
-    A contender whose packages are not installed is reported as missing.
+    On one core, NumPy computes in one thread. A contender whose packages are not installed is reported as missing.
     """
+    from threadpoolctl import threadpool_limits
+
     cores = os.sched_getaffinity(0)
+    threads = threadpool_limits(1 if group.one_core else None, user_api="blas")
     if group.one_core:
         os.sched_setaffinity(0, {max(cores)})
     try:
@@ -90,4 +93,5 @@ def compare(group: Group, repeats: int) -> list[Timing]:
                     timing.rates.append(units / seconds)
     finally:
         os.sched_setaffinity(0, cores)
+        threads.restore_original_limits()
     return timings

@@ -101,13 +101,15 @@ def map_shards(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute in one thread: the last bits of a sum depend on how many share it."""
+    """Let torch and NumPy compute in one thread: the last bits of a sum depend on how many share it."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(threads)
 

@@ -111,7 +111,7 @@ def training_device() -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed activations for the next update (a third faster on CPU); elsewhere nothing happens."""
+    """Have glibc keep freed memory for the next update or coupling (a third faster on CPU); elsewhere nothing happens."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)

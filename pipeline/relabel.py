@@ -18,7 +18,7 @@ from dynarep.data.parallel import IN_PROCESS, EngineConfig, map_shards, one_thre
 from dynarep.data.sampling import uniform
 from dynarep.data.schema import NAME, Episode
 from dynarep.data.shards import Dataset, parts
-from dynarep.pipeline.engine import Run, TrainingConfig, digest, run_key, train, training_device
+from dynarep.pipeline.engine import Run, TrainingConfig, digest, keep_freed_memory, run_key, train, training_device
 from dynarep.pipeline.methods import ailot, distance, otr
 from dynarep.pipeline.methods.ailot import AILOTConfig
 from dynarep.pipeline.methods.distance import NearestConfig, SegmentConfig
@@ -215,6 +215,7 @@ def _labelled(labeller: Labeller, episodes: Sequence[Episode]) -> Labelled:
     """Rewards of some episodes, and numbers of the problems that they were."""
     rewards: dict[str, np.ndarray] = {}
     numbers = []
+    keep_freed_memory()
     with one_thread(), torch.no_grad():
         for chunk in labeller.chunks(episodes):
             found, of_chunk = labeller.rewards(chunk)
