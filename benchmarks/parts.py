@@ -96,7 +96,7 @@ class _Update:
 
         def products(operands: Any) -> Any:
             return [
-                jnp.matmul(*(x.mT if flip else x for x, flip in zip(pair, flips, strict=True)))
+                jnp.matmul(*(x.mT if flip else x for x, flip in zip(pair, flips, strict=True))).max()
                 for pair, flips in zip(operands, transposed, strict=True)
             ]
 
