@@ -724,7 +724,8 @@ END_TO_END = {"pretrain_intent": 6000, "offline_rl": 20_000}
 def end_to_end() -> dict[str, float]:
     """Seconds of the stage programs that lead to ``iql_ailot``, at the size of the default run, and of their bare loops.
 
-    The loops' rates are measured afterwards on the same cores, and their times are updates over rates.
+    The loops are not compiled. Their rates are measured afterwards on the same cores, in one thread as the programs, and
+    their times are updates over rates.
     """
     import torch
 
@@ -744,7 +745,8 @@ def end_to_end() -> dict[str, float]:
         (project / "params.yaml").write_text(yaml.safe_dump(values))
         for stage in ("prepare", "pretrain_intent", "relabel", "offline_rl"):
             started = time.perf_counter()
-            subprocess.run([sys.executable, "-m", f"dynarep.stages.{stage}"], cwd=project, check=True)
+            program = [sys.executable, "-m", f"dynarep.stages.{stage}"]
+            subprocess.run(program, cwd=project, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
             found[stage] = time.perf_counter() - started
         dataset, expert = (load_dataset(project / "artifacts" / "shards" / values["relabel"][name]) for name in SIDES)
         encoder = load_intent_encoder(project / "artifacts" / "pretrain_intent").to(device())
