@@ -202,7 +202,7 @@ def parts(scale: float) -> list[Group]:
             "Parts of an evaluation's step",
             "environment steps",
             [
-                Contender("the whole step", partial(our_rollouts, n(400), 1)),
+                Contender("the whole step", partial(our_rollouts, n(1000), 1)),
                 Contender("Gymnasium's step", partial(_environment_steps, n(4000))),
                 Contender("MuJoCo's steps in it", partial(_simulator_steps, n(4000))),
                 Contender("the policy", partial(_decisions, n(1000), BLOCK)),

@@ -596,18 +596,20 @@ def groups(scale: float) -> list[Group]:
             "Hopper, policy of 256x256, 10 episodes",
             "environment steps",
             [
-                Contender("dynarep", partial(our_rollouts, n(400), 1)),
+                Contender("dynarep", partial(our_rollouts, n(1000), 1)),
                 Contender("SyncVectorEnv", partial(vector_rollouts, n(300), processes=False)),
                 Contender("AsyncVectorEnv", partial(vector_rollouts, n(300), processes=True)),
             ],
         ),
         Group(
-            "Hopper, policy of 256x256, 20 episodes, all cores",
+            "Hopper, policy of 256x256, 60 episodes, all cores",
             "environment steps",
             [
-                Contender("dynarep", partial(our_rollouts, n(1000), len(os.sched_getaffinity(0)), 20)),
-                Contender("dynarep, one process", partial(our_rollouts, n(500), 1, 20)),
-                Contender("AsyncVectorEnv", partial(vector_rollouts, n(200), processes=True, episodes=20)),
+                Contender("dynarep", partial(our_rollouts, n(1000), len(os.sched_getaffinity(0)), 60)),
+                Contender("dynarep, one process", partial(our_rollouts, n(1000), 1, 60)),
+                Contender(
+                    "AsyncVectorEnv", partial(vector_rollouts, n(200), processes=True, episodes=20), "20 at once"
+                ),
             ],
             one_core=False,
         ),
