@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import time
@@ -64,15 +65,18 @@ class Timing:
 def compare(group: Group, repeats: int) -> list[Timing]:
     """Time all contenders of a group in turns, ``repeats`` times after one untimed turn.
 
-    On one core, NumPy computes in one thread. A contender whose packages are not installed is reported as missing.
+    On one core, NumPy computes in one thread where threadpoolctl is installed. A contender whose packages are not installed is
+    reported as missing.
     """
-    from threadpoolctl import threadpool_limits
-
     cores = os.sched_getaffinity(0)
-    threads = threadpool_limits(1 if group.one_core else None, user_api="blas")
-    if group.one_core:
-        os.sched_setaffinity(0, {max(cores)})
-    try:
+    with contextlib.ExitStack() as stack:
+        if group.one_core:
+            os.sched_setaffinity(0, {max(cores)})
+            stack.callback(os.sched_setaffinity, 0, cores)
+            with contextlib.suppress(ImportError):
+                from threadpoolctl import threadpool_limits
+
+                stack.enter_context(threadpool_limits(1, user_api="blas"))
         timings, work = [], {}
         for contender in group.contenders:
             timing = Timing(contender.name, contender.note)
@@ -91,7 +95,4 @@ def compare(group: Group, repeats: int) -> list[Timing]:
                     seconds = time.perf_counter() - started
                     units, seconds = done if isinstance(done, tuple) else (done, seconds)
                     timing.rates.append(units / seconds)
-    finally:
-        os.sched_setaffinity(0, cores)
-        threads.restore_original_limits()
     return timings
