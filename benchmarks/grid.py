@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynarep.pipeline.params import Field, config, read_yaml, validate
+from dynarep.configs.params import Field, config, read_yaml, validate
 
 PRESETS = Path(__file__).parent / "presets"
 

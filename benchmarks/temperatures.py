@@ -30,9 +30,9 @@ def median_cost(job: Job, work: Path) -> float:
     """Median cost of a step for the label of a relabel job."""
     import torch
 
+    from dynarep.configs.params import validate
     from dynarep.data.shards import load_dataset
     from dynarep.pipeline.engine import Run
-    from dynarep.pipeline.params import validate
     from dynarep.pipeline.relabel import RelabelConfig, relabel, spaces_of
     from dynarep.pipeline.spaces import load_space
 

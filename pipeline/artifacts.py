@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.pipeline.encoders import ARTIFACT_TYPES, DynamicsEncoder, IntentEncoder, Policy
-from dynarep.pipeline.params import ParamsError, validate
 
 SCHEMA_VERSION = 1
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dynarep.pipeline.params import Field, config
+from dynarep.configs.params import Field, config
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

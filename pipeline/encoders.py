@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import config
 from dynarep.pipeline.networks import MLP, Normaliser
-from dynarep.pipeline.params import config
 
 
 @config

@@ -41,10 +41,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.artifacts import save_model
 from dynarep.pipeline.distributed import TrainerConfig, check_processes, mean_over_processes, process_rank, rows_of
 from dynarep.pipeline.functional import Losses
-from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.run import write_table
 from dynarep.pipeline.watching import TENSORBOARD, Progress, TensorBoard
 

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynarep.configs.params import Field, config
 from dynarep.data.parallel import IN_PROCESS, EngineConfig, EngineError, map_shards, one_thread
 from dynarep.pipeline.environments import (
     EvaluationError,
@@ -37,7 +38,6 @@ from dynarep.pipeline.environments import (
     succeeded,
 )
 from dynarep.pipeline.motion import Motion, MotionConfig, load_motion
-from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.scores import (
     OPTIONAL_SCORES,
     bootstrap_interval,

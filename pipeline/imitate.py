@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import Batch, TransitionTable, observation_moments
 from dynarep.data.sampling import uniform, uniform_of
@@ -35,7 +36,6 @@ from dynarep.pipeline.methods.value_dice import (
     ValueDICE,
     ValueDICEConfig,
 )
-from dynarep.pipeline.params import Field, config
 
 
 @config

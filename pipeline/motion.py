@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynarep.configs.params import config
 from dynarep.pipeline.methods.ailot import squared_distance
 from dynarep.pipeline.networks import Normaliser
-from dynarep.pipeline.params import config
 from dynarep.pipeline.transport import RELAXATION, sinkhorn
 
 EPSILON = 0.01

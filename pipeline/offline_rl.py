@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynarep.configs.params import Field, config
 from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import uniform, uniform_of
 from dynarep.data.shards import Dataset
@@ -19,7 +20,6 @@ from dynarep.pipeline.methods.bc import BC, BCConfig, best_rows
 from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
 from dynarep.pipeline.methods.otr import return_range_scale
 from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
-from dynarep.pipeline.params import Field, config
 
 TRUE_REWARD = "true"
 """The name under which the dataset's own reward is asked for."""

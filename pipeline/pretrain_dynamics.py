@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dynarep.configs.params import Field, config
 from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.sampling import uniform
@@ -16,7 +17,6 @@ from dynarep.pipeline.encoders import DynamicsEncoder
 from dynarep.pipeline.engine import Run, run_key, train, training_device
 from dynarep.pipeline.functional import effective_rank
 from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig, retrieval_accuracy
-from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.reuse import Origin, PretrainingConfig, load_origin
 from dynarep.pipeline.sources import StreamConfig, open_source, open_split
 

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from dynarep.configs.params import Field, config
 from dynarep.data.resident import observation_moments
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
@@ -18,7 +19,6 @@ from dynarep.data.shards import Dataset, ShardedDataset
 from dynarep.pipeline.encoders import IntentEncoder
 from dynarep.pipeline.engine import Run, run_key, train, training_device
 from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
-from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.reuse import Origin, PretrainingConfig, load_origin
 from dynarep.pipeline.sources import StreamConfig, open_split
 from dynarep.pipeline.watching import add_latents, board, distance_figure

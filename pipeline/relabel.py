@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep.configs.params import Field, config
 from dynarep.data.parallel import IN_PROCESS, EngineConfig, map_shards, one_thread
 from dynarep.data.sampling import uniform
 from dynarep.data.schema import NAME, Episode
@@ -25,7 +26,6 @@ from dynarep.pipeline.methods.distance import NearestConfig, SegmentConfig
 from dynarep.pipeline.methods.occupancy import OccupancyConfig, expert_weights, occupancy_reward
 from dynarep.pipeline.methods.otr import OTRConfig
 from dynarep.pipeline.methods.rnd import RND, RNDConfig, novelty_reward, transitions
-from dynarep.pipeline.params import Field, config
 from dynarep.pipeline.spaces import Space, SpaceName, points_of
 from dynarep.pipeline.transport import Labels, pad_with_last
 

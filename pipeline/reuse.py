@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from typing import Any, Generic, TypeVar
 
+from dynarep.configs.params import config
 from dynarep.data.shards import DatasetInfo
 from dynarep.pipeline.artifacts import ArtifactError, load_artifact, read_metadata, select_replicas
 from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder
 from dynarep.pipeline.engine import TrainingConfig
 from dynarep.pipeline.locations import artifact_folder
-from dynarep.pipeline.params import config
 
 M = TypeVar("M", IntentEncoder, DynamicsEncoder)
 

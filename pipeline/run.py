@@ -20,9 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dynarep.configs.params import Field, config, read_section, read_yaml, validate
 from dynarep.data.folders import whole_folder
 from dynarep.pipeline.distributed import process_rank
-from dynarep.pipeline.params import Field, config, read_section, read_yaml, validate
 
 if TYPE_CHECKING:
     from dynarep.data.parallel import EngineConfig

@@ -8,12 +8,12 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from dynarep.configs.params import Field, config
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, ShardedDataset
 from dynarep.data.split import held_out, held_out_ids
 from dynarep.data.stream import EpisodeBuffer, Transform, read_some
-from dynarep.pipeline.params import Field, config
 
 
 @config

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dynarep.pipeline.params import ParamsError, read_yaml
+from dynarep.configs.params import ParamsError, read_yaml
 
 State = Literal["fresh", "stale", "interrupted", "running", "broken", "never run"]
 

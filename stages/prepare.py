@@ -16,10 +16,10 @@ DATASET_KEYS = (
 
 def main(stage: Stage) -> None:
     """Write ``artifacts/shards/<dataset>`` for every named dataset that is missing or stale."""
+    from dynarep.configs.params import read_yaml
     from dynarep.data.card import card_names
     from dynarep.data.prepare import prepare
     from dynarep.data.schema import DataError
-    from dynarep.pipeline.params import read_yaml
 
     cards = stage.project / "configs" / "datasets"
     known = card_names(cards)

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from dynarep.pipeline.params import ParamsError
+    from dynarep.configs.params import ParamsError
     from dynarep.pipeline.status import pipeline_status
 
     try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import grid, scores, tables
-from dynarep.pipeline.params import ParamsError, validate
+from dynarep.configs.params import ParamsError, validate
 
 PARAMS = {
     "seed": 0,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.data.schema import Episode
 from dynarep.data.shards import write_dataset
 from dynarep.pipeline import clips as module
@@ -24,7 +25,6 @@ from dynarep.pipeline.clips import (
 from dynarep.pipeline.encoders import Policy, PolicyArchitecture
 from dynarep.pipeline.environments import make_environment
 from dynarep.pipeline.evaluate import ClipsConfig, EvaluateConfig, evaluate
-from dynarep.pipeline.params import ParamsError, validate
 
 SETTINGS = EvaluateConfig(
     env="Hopper-v4", episodes=7, seed=5, max_steps=30, workers=1, clips=ClipsConfig(fps=12.5, width=64)

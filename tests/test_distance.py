@@ -6,6 +6,7 @@ import torch
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from dynarep.configs.params import validate
 from dynarep.pipeline.methods.ailot import intent_cost
 from dynarep.pipeline.methods.distance import (
     Matches,
@@ -16,7 +17,6 @@ from dynarep.pipeline.methods.distance import (
     segment_bounds,
     with_lookahead,
 )
-from dynarep.pipeline.params import validate
 from dynarep.pipeline.transport import pad_with_last
 
 

@@ -15,6 +15,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.data.folders import whole_folder
 from dynarep.pipeline import networks as mlp_module
 from dynarep.pipeline.engine import (
@@ -34,7 +35,6 @@ from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
 from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
 from dynarep.pipeline.methods.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
 from dynarep.pipeline.networks import MLP
-from dynarep.pipeline.params import ParamsError, validate
 from dynarep.pipeline.run import write_table
 
 torch.set_num_threads(1)

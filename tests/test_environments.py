@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
 
+from dynarep.configs.params import read_section
 from dynarep.pipeline import environments
 from dynarep.pipeline.environments import (
     EvaluationError,
@@ -22,7 +23,6 @@ from dynarep.pipeline.environments import (
     succeeded,
 )
 from dynarep.pipeline.evaluate import EvaluateConfig, RandomPolicy, rollout
-from dynarep.pipeline.params import read_section
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # dm_control looks when it is imported, Gymnasium when it renders
 

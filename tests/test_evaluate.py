@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.pipeline import artifacts
 from dynarep.pipeline.environments import EvaluationError, check_recording, d4rl_reference, make_environment
 from dynarep.pipeline.evaluate import (
@@ -27,7 +28,6 @@ from dynarep.pipeline.evaluate import (
     rollout,
     summarise,
 )
-from dynarep.pipeline.params import ParamsError, validate
 from dynarep.pipeline.run import Stage
 from dynarep.stages import evaluate as stage
 

@@ -51,7 +51,9 @@ OWNERS = {
 }
 """Who may import what; ``record.py`` made the embedded recordings and is imported by nothing."""
 
-METHOD_SIBLINGS = {f"dynarep.pipeline.{name}" for name in ("functional", "networks", "encoders", "params", "transport")}
+METHOD_SIBLINGS = {f"dynarep.pipeline.{name}" for name in ("functional", "networks", "encoders", "transport")} | {
+    "dynarep.configs.params"
+}
 
 
 def modules(text: str) -> set[str]:

@@ -13,6 +13,7 @@ import yaml
 from gymnasium.spaces import Box
 from torch import Tensor
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.data.describe import describe
 from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
@@ -22,7 +23,6 @@ from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
 from dynarep.pipeline.engine import Run
 from dynarep.pipeline.evaluate import EvaluateConfig, evaluate, print_scores
 from dynarep.pipeline.motion import Motion, MotionConfig, load_motion, transport_distance
-from dynarep.pipeline.params import ParamsError, validate
 from dynarep.pipeline.relabel import AILOTMethodConfig, relabel
 from dynarep.pipeline.spaces import observation_space
 

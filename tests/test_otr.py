@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynarep.configs.params import validate
 from dynarep.pipeline.methods.otr import OTRConfig, cosine_cost, label, return_range_scale
-from dynarep.pipeline.params import validate
 from dynarep.pipeline.relabel import better
 from dynarep.pipeline.transport import Labels, pad_with_last
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import yaml
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.data import parallel
 from dynarep.data.parallel import EngineConfig, EngineError, map_shards
 from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, parts, write_dataset
-from dynarep.pipeline.params import ParamsError, validate
 from dynarep.pipeline.run import Stage
 
 ROOT = Path(__file__).parents[1]

@@ -3,13 +3,13 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from dynarep.configs.params import Field, ParamsError, config, read_section, read_yaml, validate
 from dynarep.data.parallel import EngineConfig
 from dynarep.pipeline.distributed import TrainerConfig
 from dynarep.pipeline.environments import d4rl_reference
 from dynarep.pipeline.evaluate import EvaluateConfig
 from dynarep.pipeline.imitate import ImitateConfig
 from dynarep.pipeline.offline_rl import OfflineRLConfig
-from dynarep.pipeline.params import Field, ParamsError, config, read_section, read_yaml, validate
 from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig
 from dynarep.pipeline.pretrain_intent import PretrainIntentConfig
 from dynarep.pipeline.relabel import RelabelConfig

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, read_rewards, write_dataset
 from dynarep.pipeline import relabel as module
@@ -20,7 +21,6 @@ from dynarep.pipeline.methods.ailot import AILOTConfig
 from dynarep.pipeline.methods.distance import NearestConfig, SegmentConfig
 from dynarep.pipeline.methods.otr import OTRConfig
 from dynarep.pipeline.methods.rnd import RNDConfig, transitions
-from dynarep.pipeline.params import ParamsError, validate
 from dynarep.pipeline.relabel import (
     AILOTMethodConfig,
     AnyMethodConfig,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import make
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.data.prepare import write_episodes
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset
@@ -18,7 +19,6 @@ from dynarep.pipeline.artifacts import ArtifactError, load_artifact, read_metada
 from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder
 from dynarep.pipeline.engine import Run, TrainingConfig
 from dynarep.pipeline.methods.icvf import ICVF, ICVFConfig
-from dynarep.pipeline.params import ParamsError, validate
 from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig, pretrain_dynamics
 from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent, step_calibration
 from dynarep.pipeline.run import Stage

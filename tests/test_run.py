@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from dynarep.configs.params import ParamsError
 from dynarep.data.folders import whole_folder
 from dynarep.data.schema import DataError
-from dynarep.pipeline.params import ParamsError
 from dynarep.pipeline.report import ReportConfig
 from dynarep.pipeline.run import Stage, stage_main, write_json
 from dynarep.stages import imitate, report

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynarep.pipeline.params import ParamsError
+from dynarep.configs.params import ParamsError
 from dynarep.pipeline.status import StageStatus, pipeline_status
 from dynarep.stages import status
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from dynarep.configs.params import ParamsError, validate
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
@@ -31,7 +32,6 @@ from dynarep.pipeline.offline_rl import (
     offline_rl,
     scaled_rewards,
 )
-from dynarep.pipeline.params import ParamsError, validate
 from dynarep.pipeline.run import Stage
 from dynarep.stages import offline_rl as stage
 

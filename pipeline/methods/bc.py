@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.encoders import Policy, PolicyArchitecture
 from dynarep.pipeline.functional import Losses, gaussian_log_prob
 from dynarep.pipeline.networks import Normaliser
-from dynarep.pipeline.params import Field, config
 
 
 @config

@@ -36,7 +36,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.params import Field, config
+from dynarep.configs.params import Field, config
 
 
 @config

@@ -25,10 +25,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
 from dynarep.pipeline.functional import Losses
 from dynarep.pipeline.networks import Normaliser
-from dynarep.pipeline.params import Field, config
 
 
 @config

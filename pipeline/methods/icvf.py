@@ -25,10 +25,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
 from dynarep.pipeline.functional import Losses, expectile_loss, polyak
 from dynarep.pipeline.networks import MLP, Normaliser, StackedLinear
-from dynarep.pipeline.params import Field, config
 
 
 @config

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.encoders import Policy, PolicyArchitecture
 from dynarep.pipeline.functional import Losses, expectile_loss, gaussian_log_prob, polyak
 from dynarep.pipeline.networks import MLP, Normaliser
-from dynarep.pipeline.params import Field, config
 
 
 @config

@@ -26,7 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.params import Field, config
+from dynarep.configs.params import Field, config
 
 
 @config

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.params import Field, config
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.transport import Labels, mean_cost, sinkhorn, uniform_masses
 
 

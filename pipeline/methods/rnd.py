@@ -35,9 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.functional import Losses
 from dynarep.pipeline.networks import MLP
-from dynarep.pipeline.params import Field, config
 
 
 @config

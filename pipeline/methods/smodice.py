@@ -40,10 +40,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.encoders import DynamicsEncoder
 from dynarep.pipeline.functional import Losses, gradient_penalty, log_mean_exp
 from dynarep.pipeline.networks import MLP, Normaliser
-from dynarep.pipeline.params import Field, config
 
 Divergence = Literal["kl", "chi_square"]
 

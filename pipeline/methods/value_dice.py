@@ -33,10 +33,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.encoders import DynamicsEncoder, Policy, PolicyArchitecture
 from dynarep.pipeline.functional import Losses, dual_objective, gaussian_log_prob, gradient_penalty, reverse_gradient
 from dynarep.pipeline.networks import MLP, Normaliser
-from dynarep.pipeline.params import Field, config
 
 
 @config

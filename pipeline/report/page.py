@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from dynarep.pipeline.params import config
+from dynarep.configs.params import config
 from dynarep.pipeline.report import plots
 from dynarep.pipeline.report.comparison import comparison_section
 from dynarep.pipeline.report.couplings import couplings_section
