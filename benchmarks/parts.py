@@ -28,7 +28,7 @@ from benchmarks.throughput import (
     sinkhorn,
 )
 from benchmarks.timing import Contender, Group, Work
-from dynarep.pipeline.engine import gradients_of, keep_freed_memory
+from dynarep.pipeline.training.loop import gradients_of, keep_freed_memory
 
 Make = Callable[[int, int], tuple[Any, Any]]
 """From hidden units and batch size to a learner and what draws its batches."""
@@ -185,7 +185,7 @@ def _exponentials(cost: np.ndarray) -> Callable[[], Any]:
 
 def parts(scale: float) -> list[Group]:
     """The groups; the first contender of each is the whole, and the others are its parts."""
-    from dynarep.pipeline.evaluate import BLOCK
+    from dynarep.pipeline.playing.evaluate import BLOCK
 
     def n(count: int) -> int:
         return max(2, round(count * scale))

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 import dynarep
 from benchmarks.tables import last, normalised, read_cells
 from dynarep.pipeline.methods import ailot
-from dynarep.pipeline.methods.dynamics import DynamicsConfig
-from dynarep.pipeline.methods.icvf import ICVFConfig
-from dynarep.pipeline.methods.occupancy import expert_weights
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
+from dynarep.pipeline.methods.rewards.occupancy import expert_weights
 from dynarep.pipeline.pretrain_dynamics import NoiseConfig
-from dynarep.pipeline.scores import bootstrap_interval, interquartile_mean
+from dynarep.pipeline.playing.scores import bootstrap_interval, interquartile_mean
 from tests.synthetic import Chain, Corridor, record
 
 matplotlib.use("svg")

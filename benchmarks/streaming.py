@@ -61,9 +61,9 @@ def pretrain(
 ) -> None:
     """Train a small model of either stage; all data in memory without ``buffer_steps``."""
     from dynarep.data.shards import load_dataset, open_dataset
-    from dynarep.pipeline.engine import Run, TrainingConfig
-    from dynarep.pipeline.methods.dynamics import DynamicsConfig
-    from dynarep.pipeline.methods.icvf import ICVFConfig
+    from dynarep.pipeline.training.loop import Run, TrainingConfig
+    from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
+    from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
     from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
     from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
     from dynarep.pipeline.sources import StreamConfig
@@ -243,9 +243,9 @@ def throughput(*, repeats: int = 9, updates: int = 50, replicas: int = 3) -> lis
     from dynarep.data.sampling import goal_and_intent, uniform
     from dynarep.data.shards import load_dataset, open_dataset
     from dynarep.data.stream import EpisodeBuffer
-    from dynarep.pipeline.engine import keep_freed_memory
-    from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig
-    from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
+    from dynarep.pipeline.training.loop import keep_freed_memory
+    from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig
+    from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
     from dynarep.pipeline.sources import Resident
 
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynarep.data.d4rl import environment_reference
-from dynarep.pipeline.scores import (
+from dynarep.pipeline.playing.scores import (
     bootstrap_interval,
     expert_fraction,
     interquartile_mean,

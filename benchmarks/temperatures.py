@@ -32,7 +32,7 @@ def median_cost(job: Job, work: Path) -> float:
 
     from dynarep.configs.params import validate
     from dynarep.data.shards import load_dataset
-    from dynarep.pipeline.engine import Run
+    from dynarep.pipeline.training.loop import Run
     from dynarep.pipeline.relabel import RelabelConfig, relabel, spaces_of
     from dynarep.pipeline.spaces import load_space
 

@@ -41,7 +41,7 @@ SIDES = "dataset", "demonstrations"
 
 def device() -> Any:
     """Where the project trains."""
-    from dynarep.pipeline.engine import training_device
+    from dynarep.pipeline.training.loop import training_device
 
     return training_device()
 
@@ -63,7 +63,7 @@ def iql_learner(hidden: int, batch: int, replicas: int) -> tuple[Any, Any]:
     import torch
 
     from dynarep.data.sampling import uniform
-    from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
+    from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
 
     torch.manual_seed(0)
     table = recording()
@@ -84,7 +84,7 @@ def icvf_learner(hidden: int, batch: int, replicas: int, variant: str) -> tuple[
     import torch
 
     from dynarep.data.sampling import goal_and_intent, uniform
-    from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
+    from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
 
     torch.manual_seed(0)
     table = recording()
@@ -108,7 +108,7 @@ def engine(make: Callable[[], tuple[Any, Any]], count: int, *, compile_it: bool)
 
     What is left out is Lightning's start and end and compiling, which do not grow with the length of a training.
     """
-    from dynarep.pipeline.engine import Run, TrainingConfig, train
+    from dynarep.pipeline.training.loop import Run, TrainingConfig, train
 
     chunk = min(250, count)
     training = TrainingConfig(
@@ -141,7 +141,7 @@ def bare(make: Callable[[], tuple[Any, Any]], count: int) -> Work:
     """The loop that the engine wraps: sample, losses, backward, Adam, targets."""
     import torch
 
-    from dynarep.pipeline.engine import keep_freed_memory
+    from dynarep.pipeline.training.loop import keep_freed_memory
 
     keep_freed_memory()
     learner, sample = make()
@@ -200,7 +200,7 @@ def sinkhorn(cost: np.ndarray, epsilon: float, iterations: int) -> Callable[[], 
     """This project's coupling; a function of no arguments."""
     import torch
 
-    from dynarep.pipeline.engine import keep_freed_memory
+    from dynarep.pipeline.training.loop import keep_freed_memory
     from dynarep.pipeline.transport import sinkhorn as solve
     from dynarep.pipeline.transport import uniform_masses
 
@@ -285,7 +285,7 @@ def policy_folder(folder: Path) -> Any:
     """A policy with random weights, saved."""
     import torch
 
-    from dynarep.pipeline.artifacts import save_model
+    from dynarep.pipeline.artifacts.storage import save_model
     from dynarep.pipeline.encoders import Policy, PolicyArchitecture
 
     torch.manual_seed(0)
@@ -300,8 +300,8 @@ def policy_folder(folder: Path) -> Any:
 
 def our_rollouts(steps: int, workers: int, episodes: int = 10) -> Work:
     """Evaluation by this project: episodes of an endless Hopper, ``steps`` each."""
-    from dynarep.pipeline.artifacts import load_policy
-    from dynarep.pipeline.evaluate import EvaluateConfig, play
+    from dynarep.pipeline.artifacts.storage import load_policy
+    from dynarep.pipeline.playing.evaluate import EvaluateConfig, play
 
     folder = Path(tempfile.mkdtemp())
     policy_folder(folder / "policy")
@@ -412,8 +412,8 @@ def tiny_learner(batch: int) -> tuple[Any, Any]:
     import torch
     from torch import nn
 
-    from dynarep.pipeline.functional import Losses
-    from dynarep.pipeline.networks import MLP
+    from dynarep.pipeline.nn.functional import Losses
+    from dynarep.pipeline.nn.networks import MLP
 
     class Regression(nn.Module):
         def __init__(self) -> None:
@@ -729,7 +729,7 @@ def end_to_end() -> dict[str, float]:
     import torch
 
     from dynarep.data.shards import load_dataset
-    from dynarep.pipeline.artifacts import load_intent_encoder
+    from dynarep.pipeline.artifacts.storage import load_intent_encoder
     from dynarep.pipeline.methods import ailot
 
     found: dict[str, float] = {}

@@ -28,13 +28,13 @@ R = TypeVar("R")
 CONNECT_SECONDS = 30.0
 
 
-class EngineError(ValueError):
+class ClusterError(ValueError):
     """A cluster cannot be used, or some shards could not be done; the message names them and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class EngineConfig:
-    """Section ``engine``: where work on shards is done. No result depends on it, and no stage of DVC either.
+class ClusterConfig:
+    """Section ``cluster``: where work on shards is done. No result depends on it, and no stage of DVC either.
 
     Args:
         kind: ``local``, this machine, or ``ray``.
@@ -59,16 +59,16 @@ class EngineConfig:
         """Whether all is done in this process."""
         return self.kind == "local" and self.workers in (None, 1)
 
-    def or_workers(self, workers: int) -> EngineConfig:
+    def or_workers(self, workers: int) -> ClusterConfig:
         """With so many processes of this machine, where it is local and says nothing of them."""
         return dataclasses.replace(self, workers=workers) if self.kind == "local" and self.workers is None else self
 
 
-IN_PROCESS = EngineConfig()
+IN_PROCESS = ClusterConfig()
 
 
 def map_shards(
-    fn: Callable[[T], R], items: Mapping[str, T], engine: EngineConfig = IN_PROCESS
+    fn: Callable[[T], R], items: Mapping[str, T], cluster: ClusterConfig = IN_PROCESS
 ) -> Iterator[tuple[str, R]]:
     """Names and results of all items, each as soon as it is there.
 
@@ -79,14 +79,14 @@ def map_shards(
     Args:
         fn: pure, picklable with cloudpickle; what it carries (``functools.partial``) is sent once, not with every item.
         items: by name; picklable, as are the results.
-        engine: where to work.
+        cluster: where to work.
 
     Raises:
-        EngineError: at once if the cluster cannot be reached; at the end if shards failed, with their names.
+        ClusterError: at once if the cluster cannot be reached; at the end if shards failed, with their names.
     """
-    work = _on_ray if engine.kind == "ray" else _here if engine.in_process else _in_processes
+    work = _on_ray if cluster.kind == "ray" else _here if cluster.in_process else _in_processes
     failures: dict[str, _Failure] = {}
-    for name, result in work(fn, items, engine):
+    for name, result in work(fn, items, cluster):
         if isinstance(result, _Failure):
             failures[name] = result
             print(f"{name}: {result.message}; the other shards go on", file=sys.stderr, flush=True)
@@ -96,7 +96,7 @@ def map_shards(
         told = "; ".join(f"{name}: {failure.message}" for name, failure in failures.items())
         done = len(items) - len(failures)
         cause = next(iter(failures.values())).cause
-        raise EngineError(f"{len(failures)} of {len(items)} shards failed, {done} are done: {told}") from cause
+        raise ClusterError(f"{len(failures)} of {len(items)} shards failed, {done} are done: {told}") from cause
 
 
 @contextmanager
@@ -133,9 +133,9 @@ def _tried(fn: Callable[[T], R], item: T, retries: int) -> R | _Failure:
         return _Failure(f"failed every time, at last with {type(error).__name__}: {error}", error)
 
 
-def _here(fn: Callable[[T], R], items: Mapping[str, T], engine: EngineConfig) -> Iterator[tuple[str, R | _Failure]]:
+def _here(fn: Callable[[T], R], items: Mapping[str, T], cluster: ClusterConfig) -> Iterator[tuple[str, R | _Failure]]:
     for name, item in items.items():
-        yield name, _tried(fn, item, engine.retries)
+        yield name, _tried(fn, item, cluster.retries)
 
 
 class _Process:
@@ -172,11 +172,11 @@ def _call(item: Any) -> Any:
 
 
 def _in_processes(
-    fn: Callable[[T], R], items: Mapping[str, T], engine: EngineConfig
+    fn: Callable[[T], R], items: Mapping[str, T], cluster: ClusterConfig
 ) -> Iterator[tuple[str, R | _Failure]]:
     import cloudpickle
 
-    count = min(engine.workers or 1, len(items))
+    count = min(cluster.workers or 1, len(items))
     processes = [_Process(cloudpickle.dumps(fn)) for _ in range(count)]
     free: SimpleQueue[_Process] = SimpleQueue()
     for process in processes:
@@ -185,7 +185,7 @@ def _in_processes(
     def run(item: T) -> R | _Failure:
         process = free.get()
         try:
-            return _tried(process, item, engine.retries)
+            return _tried(process, item, cluster.retries)
         finally:
             free.put(process)
 
@@ -200,12 +200,12 @@ def _in_processes(
             process.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _on_ray(fn: Callable[[T], R], items: Mapping[str, T], engine: EngineConfig) -> Iterator[tuple[str, R | _Failure]]:
-    ray = _connected(engine)
-    options = {"max_retries": engine.retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
+def _on_ray(fn: Callable[[T], R], items: Mapping[str, T], cluster: ClusterConfig) -> Iterator[tuple[str, R | _Failure]]:
+    ray = _connected(cluster)
+    options = {"max_retries": cluster.retries, "retry_exceptions": True, "scheduling_strategy": "SPREAD"}
     task = ray.remote(num_cpus=1, **options)(_untried)
     sent = ray.put(fn)
-    limit = engine.workers or 2 * int(ray.cluster_resources().get("CPU", 1))
+    limit = cluster.workers or 2 * int(ray.cluster_resources().get("CPU", 1))
     waiting = iter(items.items())
     running: dict[Any, str] = {}
     try:
@@ -236,7 +236,7 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def _connected(engine: EngineConfig) -> Any:
+def _connected(cluster: ClusterConfig) -> Any:
     """Ray, connected for the rest of this process."""
     import logging
     import os
@@ -244,27 +244,27 @@ def _connected(engine: EngineConfig) -> Any:
     try:
         import ray
     except ImportError:
-        raise EngineError(
-            "engine.kind: ray needs the package ray: pip install 'dynarep[cluster]'; or set kind: local"
+        raise ClusterError(
+            "cluster.kind: ray needs the package ray: pip install 'dynarep[cluster]'; or set kind: local"
         ) from None
     if ray.is_initialized():
         return ray
-    address = engine.address or os.environ.get("RAY_ADDRESS")
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
     where = "of this machine cannot be started" if address is None else f"at {address} cannot be joined"
     way_out = (
-        "correct engine.address (or RAY_ADDRESS), start a cluster (`ray start --head`), leave both out to start one of "
-        "this machine alone, or set engine.kind: local"
+        "correct cluster.address (or RAY_ADDRESS), start a cluster (`ray start --head`), leave both out to start one of "
+        "this machine alone, or set cluster.kind: local"
     )
     if address is not None and (problem := _probe(address)):
-        raise EngineError(f"engine: the Ray cluster {where}: {problem}; {way_out}")
+        raise ClusterError(f"cluster: the Ray cluster {where}: {problem}; {way_out}")
     local: dict[str, Any] = {}
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = {"num_cpus": engine.workers, "include_dashboard": False}
+        local = {"num_cpus": cluster.workers, "include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, ... by what is wrong
-        raise EngineError(f"engine: the Ray cluster {where}: {error}; {way_out}") from error
+        raise ClusterError(f"cluster: the Ray cluster {where}: {error}; {way_out}") from error
     return ray
 
 

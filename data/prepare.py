@@ -14,7 +14,7 @@ from typing import Any
 
 from dynarep.data.card import DatasetCard, Member, load_card, make_card
 from dynarep.data.folders import whole_folder
-from dynarep.data.parallel import IN_PROCESS, EngineConfig, EngineError, map_shards
+from dynarep.data.parallel import IN_PROCESS, ClusterConfig, ClusterError, map_shards
 from dynarep.data.readers import environment, locate, module, read, source_files
 from dynarep.data.readers.flat import check_bounds
 from dynarep.data.remote import read_remote_index
@@ -40,7 +40,7 @@ class Recording:
     env: str | None
 
 
-def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path, engine: EngineConfig = IN_PROCESS) -> None:
+def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path, engine: ClusterConfig = IN_PROCESS) -> None:
     """Write ``<out>/<name>/`` for each dataset, or leave it alone if it is fresh; one line on stdout for each.
 
     A dataset is fresh if its card, those it refers to, the content of its sources and the schema version are those it
@@ -268,7 +268,7 @@ def _is_fresh(folder: Path, provenance: Mapping[str, Any]) -> bool:
     return index["provenance"] == provenance and (found == sizes or "location" in index)
 
 
-def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: EngineConfig = IN_PROCESS) -> Recording:
+def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: ClusterConfig = IN_PROCESS) -> Recording:
     """The episodes that a card describes; the members of a mixture are read shard by shard, each in one piece."""
     card = tree[name]
     if card.format is not None:
@@ -290,7 +290,7 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: Engin
             read = partial(_part, card=card, tree=tree, root=root)
             try:
                 found = dict(map_shards(read, members, engine))
-            except EngineError as error:
+            except ClusterError as error:
                 raise DataError(f"card {name}: {error}") from error
             parts = {name: found[name] for name in members}
         recording = _mixture(card, parts)
@@ -304,7 +304,7 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: Engin
 
 
 def _part(
-    member: Member, card: DatasetCard, tree: Mapping[str, DatasetCard], root: Path, engine: EngineConfig = IN_PROCESS
+    member: Member, card: DatasetCard, tree: Mapping[str, DatasetCard], root: Path, engine: ClusterConfig = IN_PROCESS
 ) -> Recording:
     """What ``card`` takes of one of its members."""
     part = _fraction(_build(member.name, tree, root, engine), member.fraction)

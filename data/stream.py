@@ -375,7 +375,7 @@ class EpisodeBuffer:
         self._reader.shutdown(cancel_futures=True)
         self._files.close()
 
-    def seek(self, update: int) -> None:
+    def advance(self, update: int, policy: object = None) -> None:
         """Have ``table`` hold what belongs to an update, counted from 0 and never going back.
 
         Raises:

@@ -1,11 +1,8 @@
-"""What every stage program does: read its section, hold its folders, write its output as a whole, fail in one line."""
+"""What every stage program does: read its entry, hold its folders, write its output as a whole, fail in one line."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import math
 import os
 import shutil
 import signal
@@ -13,21 +10,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dynarep.configs.params import Field, config, read_section, read_yaml, validate
+from dynarep.configs.params import Field, ParamsError, config, read_yaml, validate
 from dynarep.data.folders import whole_folder
-from dynarep.pipeline.distributed import process_rank
+from dynarep.pipeline.tables import write_json
+from dynarep.pipeline.training.processes import TrainerConfig, process_rank
 
 if TYPE_CHECKING:
-    from dynarep.data.parallel import EngineConfig
+    from dynarep.data.parallel import ClusterConfig
     from dynarep.data.shards import Dataset, DatasetInfo, ShardedDataset
-    from dynarep.pipeline.engine import Run
+    from dynarep.pipeline.entries import Entry
+    from dynarep.pipeline.nn.models import Encoder
+    from dynarep.pipeline.training.run import Run
 
 T = TypeVar("T")
 
@@ -46,14 +46,21 @@ class Stage:
     """One run of one stage.
 
     Args:
-        name: the section of the params file and the folder under ``artifacts/``.
+        section: of the params file, and folder under ``artifacts/``.
         params: the params file; its folder is the project.
+        entry: of the section; empty for a stage that has none.
         smoke: shrink the work to seconds, to see that everything fits together.
     """
 
-    name: str
+    section: str
     params: Path
+    entry: str = ""
     smoke: bool = False
+
+    @property
+    def name(self) -> str:
+        """Section and entry."""
+        return f"{self.section}/{self.entry}" if self.entry else self.section
 
     @property
     def project(self) -> Path:
@@ -66,56 +73,80 @@ class Stage:
         return self.project / "artifacts"
 
     @property
+    def state(self) -> Path:
+        """The folder of what no stage depends on: checkpoints, logs, locks."""
+        return self.project / ".dynarep" / ("smoke" if self.smoke else "")
+
+    @property
     def destination(self) -> Path:
         """Where this stage's output belongs; a smoke run has a place of its own, so that it replaces nothing."""
-        return (self.project / ".dynarep" / "smoke" if self.smoke else self.artifacts) / self.name
+        return (self.state if self.smoke else self.artifacts) / self.name
 
     @property
     def checkpoints(self) -> Path:
         """Where trainings of this stage that were stopped wait; it is removed with the end of the stage."""
-        return self.project / ".dynarep" / ("smoke" if self.smoke else "") / "checkpoints" / self.name
+        return self.state / "checkpoints" / self.name
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard's logs, and when and where the stage ran: what differs from run to run."""
+        return self.project / "logs" / ("smoke" if self.smoke else "") / self.name
 
     @property
     def place(self) -> str:
-        """The number of this stage in ``dvc.yaml``, out of how many, e.g. ``4/8``; empty where it is not there."""
+        """The number of this stage among those of ``dvc.yaml``, e.g. ``4/8``; empty where it is not there."""
         path = self.project / "dvc.yaml"
         stages = list(read_yaml(path).get("stages", ())) if path.is_file() else []
-        return f"{stages.index(self.name) + 1}/{len(stages)}" if self.name in stages else ""
+        return f"{stages.index(self.section) + 1}/{len(stages)}" if self.section in stages else ""
 
     @property
     def shards(self) -> Path:
         """The folder of prepared datasets."""
         return self.artifacts / "shards"
 
+    def values(self) -> dict[str, Any]:
+        """The whole params file."""
+        from dynarep.pipeline.entries import read_params
+
+        return read_params(self.params)
+
+    def read_entry(self) -> Entry[Any]:
+        """This stage's entry."""
+        from dynarep.pipeline.entries import read_entry
+
+        entry = read_entry(self.params, self.section, self.entry)
+        return entry.smoke() if self.smoke else entry
+
     def config(self, kind: type[T]) -> T:
         """This stage's section as ``kind``."""
-        return read_section(self.params, self.name, kind)
+        values = self.values()
+        if self.section not in values:
+            raise ParamsError(f"{self.params}: no section {self.section!r}; found {', '.join(map(str, values))}")
+        return validate(kind, values[self.section] or {}, f"{self.params}: {self.section}")
 
     def run_config(self) -> RunConfig:
         """Seed and replicas."""
-        values = read_yaml(self.params)
+        values = self.values()
         return validate(RunConfig, {k: values[k] for k in ("seed", "replicas") if k in values}, str(self.params))
 
-    def engine(self) -> EngineConfig:
-        """Section ``engine``, where work on shards is done; a params file may leave it out."""
-        from dynarep.data.parallel import EngineConfig
+    def cluster(self) -> ClusterConfig:
+        """Section ``cluster``, where work on shards is done; a params file may leave it out."""
+        from dynarep.data.parallel import ClusterConfig
 
-        return validate(EngineConfig, read_yaml(self.params).get("engine") or {}, f"{self.params}: engine")
+        return validate(ClusterConfig, self.values().get("cluster") or {}, f"{self.params}: cluster")
 
-    def run(self, output: Path, *, shared: bool = False) -> Run:
-        """The engine's view of this stage, writing into ``output``.
+    def run(self, output: Path, *, shared: bool = True) -> Run:
+        """The training's view of this stage, writing into ``output``.
 
         Args:
             output: an existing folder.
             shared: train over the processes of section ``trainer``, if there is one.
         """
-        from dynarep.pipeline.distributed import TrainerConfig
-        from dynarep.pipeline.engine import Run
+        from dynarep.pipeline.training.run import Run
 
-        c, trainer = self.run_config(), TrainerConfig()
-        if shared and "trainer" in read_yaml(self.params):
-            trainer = read_section(self.params, "trainer", TrainerConfig)
-        return Run(self.name, c.seed, c.replicas, output, self.checkpoints, trainer, self.place)
+        c, values = self.run_config(), self.values()
+        trainer = validate(TrainerConfig, values.get("trainer") or {}, f"{self.params}: trainer") if shared else TrainerConfig()
+        return Run(self.name, c.seed, c.replicas, output, self.checkpoints, trainer, self.place, self.logs)
 
     def dataset(self, name: str) -> Dataset:
         """A prepared dataset."""
@@ -129,97 +160,131 @@ class Stage:
 
         return open_dataset(self.shards / name)
 
+    def encoder(self, name: str, key: str, observation_dim: int) -> Encoder | None:
+        """The encoder of an entry of ``pretrain``; None for ``none``.
+
+        Args:
+            name: of the entry.
+            key: that names it, for messages.
+            observation_dim: numbers in an observation of the data that it will read.
+
+        Raises:
+            ValueError: if it is not there, damaged, or for other observations.
+        """
+        from dynarep.pipeline.artifacts.storage import ArtifactError, load_encoder_model
+        from dynarep.pipeline.entries import NONE
+
+        if name == NONE:
+            return None
+        try:
+            return load_encoder_model(self.artifacts / "pretrain" / name, observation_dim=observation_dim)
+        except ArtifactError as error:
+            raise ValueError(f"{key}: needs the encoder of pretrain.{name}: {error}") from error
+
     @contextmanager
     def output(self) -> Iterator[Path]:
         """A fresh folder that becomes ``destination`` when the block ends well, and vanishes when it does not.
 
-        ``timing.json`` in it says when the block began, how long it took and on how many cores. Of several processes only the
-        first one's folder is kept. Checkpoints of the stage vanish when it has ended well.
+        What differs from run to run goes to ``logs``: ``run.json`` says when the block began, how long it took, on how many
+        cores and with which revision. Of several processes only the first one's folder is kept. Two programs on one stage
+        are refused. Checkpoints of the stage vanish when it has ended well.
+
+        Raises:
+            ValueError: if another program is at work on this stage.
         """
         if process_rank() > 0:
             with TemporaryDirectory() as temporary:
                 yield Path(temporary)
-        else:
-            with whole_folder(self.destination) as folder:
-                began, started = datetime.now(UTC), time.monotonic()
-                yield folder
-                timing = {
-                    "started": began.isoformat(timespec="seconds"),
-                    "seconds": round(time.monotonic() - started, 2),
-                    "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-                }
-                write_json(folder / "timing.json", timing)
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            return
+        with ExitStack() as stack:
+            stack.enter_context(self._alone())
+            folder = stack.enter_context(whole_folder(self.destination))
+            shutil.rmtree(self.logs, ignore_errors=True)
+            began, started = datetime.now(UTC), time.monotonic()
+            yield folder
+            self._log(began, time.monotonic() - started)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
-    def provenance(self, *datasets: DatasetInfo, model: str = "") -> dict[str, Any]:
-        """Metadata of an artifact of this stage: version, revision, parameters and dataset fingerprints.
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        path = self.state / "locks" / f"{self.name.replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"{self.destination}: another program is at work on this stage ({path}); wait for its end") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _log(self, began: datetime, seconds: float) -> None:
+        from dynarep.pipeline.artifacts.storage import provenance
+
+        self.logs.mkdir(parents=True, exist_ok=True)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        run = {"started": began.isoformat(timespec="seconds"), "seconds": round(seconds, 2), "cores": cores}
+        write_json(self.logs / "run.json", {**run, **provenance(self.project)})
+
+    def provenance(self, *datasets: DatasetInfo) -> dict[str, Any]:
+        """Metadata of an artifact of this stage: version, parameters and dataset fingerprints.
 
         Args:
             datasets: what it was made from.
-            model: its sub-folder, where the stage writes several.
         """
-        from dynarep.pipeline.artifacts import provenance
+        from importlib.metadata import version
 
-        values = read_yaml(self.params)
+        values = self.values()
+        section = values.get(self.section)
+        if self.entry and isinstance(section, dict):
+            section = {self.entry: section.get(self.entry)}
         return {
             "stage": self.name,
-            "path": (self.destination / model).relative_to(self.project).as_posix(),
+            "path": self.destination.relative_to(self.project).as_posix(),
             "smoke": self.smoke,
-            **provenance(self.project),
-            "params": {key: values.get(key) for key in ("seed", "replicas", self.name)},
+            "version": version("dynarep"),
+            "params": {"seed": values.get("seed"), "replicas": values.get("replicas"), self.section: section},
             "datasets": {dataset.name: dataset.fingerprint for dataset in datasets},
         }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON with a final newline; floats keep eight digits, those that are not finite become null."""
-    path.write_text(json.dumps(_plain(value), indent=2) + "\n")
-
-
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of equal keys as tab-separated values with a header."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.8g}") if math.isfinite(value) else None
-    return value
-
-
-def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | None = None) -> None:
-    """Parse a stage program's three flags and run it.
+def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | None = None, *, entries: bool = False) -> None:
+    """Parse a stage program's arguments and run it.
 
     A known error is one line on stderr and exit status 1; SIGINT (Ctrl-C) and SIGTERM are one line and 130.
+
+    Args:
+        name: of the section.
+        main: the program.
+        arguments: those of the command line by default.
+        entries: whether the program works on one entry of the section, whose name is its first argument.
     """
     from dynarep.data.schema import DataError
 
     parser = argparse.ArgumentParser(prog=f"python -m dynarep.stages.{name}", description=f"The {name} stage.")
+    if entries:
+        parser.add_argument("entry", help=f"an entry of section {name} of the params file")
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="params file; its folder is the project"
     )
-    parser.add_argument("--stage", default=name, help="section of the params file and folder under artifacts/")
     parser.add_argument("--smoke", action="store_true", help="a few updates only, to see that everything fits together")
     options = parser.parse_args(arguments)
+    stage = Stage(name, options.params, options.entry if entries else "", options.smoke)
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
-        main(Stage(options.stage, options.params, options.smoke))
+        main(stage)
     except KeyboardInterrupt as stop:
         if process_rank() == 0:
-            print(f"{options.stage}: stopped {stop}".rstrip() + "; run it again to go on", file=sys.stderr)
+            print(f"{stage.name}: stopped {stop}".rstrip() + "; run it again to go on", file=sys.stderr)
         sys.exit(130)
     except (DataError, ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("DYNAREP_TRACEBACK"):
             raise
-        print(f"error: {options.stage}: {error}", file=sys.stderr)
+        print(f"error: {stage.name}: {error}", file=sys.stderr)
         sys.exit(1)
     finally:
         if in_main_thread:

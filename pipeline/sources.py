@@ -35,10 +35,18 @@ class Source(Protocol):
 
     @property
     def table(self) -> TransitionTable:
-        """What to draw from at the moment; there after ``seek``."""
+        """What to draw from at the moment; there after ``advance``."""
 
-    def seek(self, update: int) -> None:
-        """Have ``table`` hold what belongs to an update, counted from 0 and never going back."""
+    def advance(self, update: int, policy: Any = None) -> None:
+        """Have ``table`` hold what belongs to an update, counted from 0 and never going back.
+
+        Args:
+            update: number of updates made.
+            policy: what acts where a source grows by steps in an environment.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training has to restore; nothing where the update says it all."""
 
     def episodes(self) -> Iterable[Episode]:
         """Episodes that stand for the whole dataset."""
@@ -61,8 +69,12 @@ class Resident:
         self.table = table
         self._episodes = episodes
 
-    def seek(self, update: int) -> None:
+    def advance(self, update: int, policy: Any = None) -> None:
         """Do nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
     def episodes(self) -> list[Episode]:
         """All episodes of the dataset."""

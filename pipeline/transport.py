@@ -286,6 +286,13 @@ def mean_cost(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return (columns * b).sum(-1) / (a.sum(-1) * b.sum(-1))
 
 
+def squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """||x_i - y_j||^2 for (B, n, d), (B, m, d): (B, n, m), in double precision inside, so that close points stay close."""
+    x, y = x.double(), y.double()
+    squares = torch.baddbmm(y.square().sum(-1).unsqueeze(1), x, y.mT, alpha=-2.0)
+    return squares.add_(x.square().sum(-1).unsqueeze(2)).clamp_(min=0.0).float()
+
+
 def pad_with_last(episodes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack B sequences (T_i, d) as (B, max T_i, d), each continued with its last element, and their lengths (B,)."""
     size = max(len(episode) for episode in episodes)

@@ -8,8 +8,8 @@ def main(stage: Stage) -> None:
     import json
     from dataclasses import replace
 
-    from dynarep.pipeline.clips import make_clips
-    from dynarep.pipeline.evaluate import EvaluateConfig, evaluate, print_scores, return_rows
+    from dynarep.pipeline.playing.clips import make_clips
+    from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate, print_scores, return_rows
 
     settings = stage.config(EvaluateConfig)
     if stage.smoke:

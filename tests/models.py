@@ -13,7 +13,7 @@ from dynarep.pipeline.encoders import (
     Policy,
     PolicyArchitecture,
 )
-from dynarep.pipeline.networks import Normaliser
+from dynarep.pipeline.nn.networks import Normaliser
 
 Model = IntentEncoder | DynamicsEncoder | Policy
 

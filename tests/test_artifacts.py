@@ -12,7 +12,7 @@ import torch
 from models import Model, make
 from safetensors.torch import load_file, save_file
 
-from dynarep.pipeline.artifacts import (
+from dynarep.pipeline.artifacts.storage import (
     ArtifactError,
     load_artifact,
     load_dynamics_encoder,

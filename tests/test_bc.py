@@ -8,9 +8,9 @@ import torch
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.engine import Run, TrainingConfig
+from dynarep.pipeline.training.loop import Run, TrainingConfig
 from dynarep.pipeline.imitate import CloningPolicyConfig, imitate
-from dynarep.pipeline.methods.bc import BC, BCConfig, best_episodes
+from dynarep.pipeline.methods.learners.bc import BC, BCConfig, best_episodes
 
 torch.set_num_threads(1)
 

@@ -55,7 +55,7 @@ def test_every_preset_is_read(path: Path) -> None:
 
 
 def test_every_stage_of_every_preset_has_parameters_that_its_stage_reads() -> None:
-    from dynarep.pipeline.evaluate import EvaluateConfig
+    from dynarep.pipeline.playing.evaluate import EvaluateConfig
     from dynarep.pipeline.imitate import ImitateConfig
     from dynarep.pipeline.offline_rl import OfflineRLConfig
     from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig

@@ -12,8 +12,8 @@ from dynarep.configs.params import ParamsError, validate
 from dynarep.data.schema import Episode
 from dynarep.data.shards import write_dataset
 from dynarep.pipeline import clips as module
-from dynarep.pipeline.artifacts import save_model
-from dynarep.pipeline.clips import (
+from dynarep.pipeline.artifacts.storage import save_model
+from dynarep.pipeline.playing.clips import (
     LONGEST_STRIP,
     RenderingError,
     film_policy,
@@ -23,8 +23,8 @@ from dynarep.pipeline.clips import (
     write_strip,
 )
 from dynarep.pipeline.encoders import Policy, PolicyArchitecture
-from dynarep.pipeline.environments import make_environment
-from dynarep.pipeline.evaluate import ClipsConfig, EvaluateConfig, evaluate
+from dynarep.pipeline.playing.environments import make_environment
+from dynarep.pipeline.playing.evaluate import ClipsConfig, EvaluateConfig, evaluate
 
 SETTINGS = EvaluateConfig(
     env="Hopper-v4", episodes=7, seed=5, max_steps=30, workers=1, clips=ClipsConfig(fps=12.5, width=64)

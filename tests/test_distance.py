@@ -7,8 +7,8 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from dynarep.configs.params import validate
-from dynarep.pipeline.methods.ailot import intent_cost
-from dynarep.pipeline.methods.distance import (
+from dynarep.pipeline.methods.rewards.ailot import intent_cost
+from dynarep.pipeline.methods.rewards.nearest import (
     Matches,
     NearestConfig,
     SegmentConfig,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import write_dataset
-from dynarep.pipeline.distributed import TrainerConfig, check_processes, process_rank, rows_of
+from dynarep.pipeline.training.processes import TrainerConfig, check_processes, process_rank, rows_of
 from dynarep.pipeline.run import Stage
 
 PROGRAM = """
@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import save_file
 
 from dynarep.data.shards import load_dataset
-from dynarep.pipeline.distributed import TrainerConfig, process_rank
-from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.methods.dynamics import DynamicsConfig
-from dynarep.pipeline.methods.icvf import ICVFConfig
-from dynarep.pipeline.methods.iql import IQLConfig
+from dynarep.pipeline.training.processes import TrainerConfig, process_rank
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
+from dynarep.pipeline.methods.learners.iql import IQLConfig
 from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, offline_rl, scaled_rewards
 from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
 from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent

@@ -9,7 +9,7 @@ from torch import Tensor
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.methods.dynamics import (
+from dynarep.pipeline.methods.encoders.contrastive import (
     ContrastiveBatch,
     Dynamics,
     DynamicsConfig,

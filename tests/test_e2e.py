@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dynarep.configs.params import read_yaml
-from dynarep.pipeline.artifacts import load_dynamics_encoder, load_intent_encoder, load_policy
+from dynarep.pipeline.artifacts.storage import load_dynamics_encoder, load_intent_encoder, load_policy
 
 ROOT = Path(__file__).parents[1]
 STAGES = (

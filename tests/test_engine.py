@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dynarep.configs.params import ParamsError, validate
 from dynarep.data.folders import whole_folder
 from dynarep.pipeline import networks as mlp_module
-from dynarep.pipeline.engine import (
+from dynarep.pipeline.training.loop import (
     NonFiniteLossError,
     Run,
     TrainingConfig,
@@ -27,14 +27,14 @@ from dynarep.pipeline.engine import (
     train,
     training_device,
 )
-from dynarep.pipeline.functional import Losses, polyak
-from dynarep.pipeline.methods.bc import BC, BCConfig
-from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig
-from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
-from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
-from dynarep.pipeline.methods.td3_bc import TD3BC, SARSABatch, TD3BCConfig
-from dynarep.pipeline.methods.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
-from dynarep.pipeline.networks import MLP
+from dynarep.pipeline.nn.functional import Losses, polyak
+from dynarep.pipeline.methods.learners.bc import BC, BCConfig
+from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
+from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
+from dynarep.pipeline.methods.learners.td3_bc import TD3BC, SARSABatch, TD3BCConfig
+from dynarep.pipeline.methods.learners.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
+from dynarep.pipeline.nn.networks import MLP
 from dynarep.pipeline.run import write_table
 
 torch.set_num_threads(1)
@@ -649,7 +649,7 @@ def test_what_cannot_be_compiled_is_trained_plainly_unless_it_must_be(
         fit(tmp_path / "must", must, learner=Stubborn())
     plain = fit(tmp_path / "plain", replace(must, compile=False), learner=Stubborn())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynarep.pipeline.engine.COMPILE_FROM", 1)
+        patch.setattr("dynarep.pipeline.training.loop.COMPILE_FROM", 1)
         tried = fit(tmp_path / "tried", replace(must, compile=None), learner=Stubborn())
     assert "not compiled" in capsys.readouterr().err
     assert torch.equal(tried.network.layers[0].weight, plain.network.layers[0].weight)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dynarep.configs.params import read_section
 from dynarep.pipeline import environments
-from dynarep.pipeline.environments import (
+from dynarep.pipeline.playing.environments import (
     EvaluationError,
     check_observations,
     d4rl_reference,
@@ -22,7 +22,7 @@ from dynarep.pipeline.environments import (
     simulator_versions,
     succeeded,
 )
-from dynarep.pipeline.evaluate import EvaluateConfig, RandomPolicy, rollout
+from dynarep.pipeline.playing.evaluate import EvaluateConfig, RandomPolicy, rollout
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # dm_control looks when it is imported, Gymnasium when it renders
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dynarep.configs.params import ParamsError, validate
 from dynarep.pipeline import artifacts
-from dynarep.pipeline.environments import EvaluationError, check_recording, d4rl_reference, make_environment
-from dynarep.pipeline.evaluate import (
+from dynarep.pipeline.playing.environments import EvaluationError, check_recording, d4rl_reference, make_environment
+from dynarep.pipeline.playing.evaluate import (
     BLOCK,
     EvaluateConfig,
     RandomPolicy,

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from models import make
 
-from dynarep.pipeline.artifacts import save_model
+from dynarep.pipeline.artifacts.storage import save_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 IGNORED = shutil.ignore_patterns("__pycache__", "artifacts", "recordings", ".dvc", ".git")

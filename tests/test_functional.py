@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dynarep.pipeline.functional import (
+from dynarep.pipeline.nn.functional import (
     dual_objective,
     effective_rank,
     expectile_loss,

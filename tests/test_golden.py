@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import validate
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.functional import dual_objective
+from dynarep.pipeline.nn.functional import dual_objective
 from dynarep.pipeline.methods import ailot, otr
-from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig, quadratic_loss
-from dynarep.pipeline.methods.value_dice import RepresentationCritic
+from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig, quadratic_loss
+from dynarep.pipeline.methods.learners.value_dice import RepresentationCritic
 from dynarep.pipeline.transport import Labels
 
 torch.set_num_threads(1)

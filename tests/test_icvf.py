@@ -10,8 +10,8 @@ from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
 from dynarep.pipeline import pretrain_intent as module
 from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
-from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig, icvf_loss, intent_advantage
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig, icvf_loss, intent_advantage
 from dynarep.pipeline.pretrain_intent import (
     PretrainIntentConfig,
     distances_over_time,

@@ -8,9 +8,9 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from models import make
 
-from dynarep.pipeline.artifacts import ArtifactError, save_model
+from dynarep.pipeline.artifacts.storage import ArtifactError, save_model
 from dynarep.pipeline.integrations.gymnasium import EncodeObservation
-from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.methods.iql import (
+from dynarep.pipeline.methods.learners.iql import (
     IQL,
     IQLConfig,
     RewardBatch,

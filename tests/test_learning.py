@@ -35,13 +35,13 @@ from dynarep.data.resident import Batch, TransitionTable
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
 from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder, Policy
-from dynarep.pipeline.engine import Run, Sample, TrainingConfig, run_key, train, training_device
+from dynarep.pipeline.training.loop import Run, Sample, TrainingConfig, run_key, train, training_device
 from dynarep.pipeline.methods import ailot, otr
-from dynarep.pipeline.methods.bc import BC, BCConfig
-from dynarep.pipeline.methods.dynamics import ContrastiveBatch, Dynamics, DynamicsConfig
-from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig
-from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
-from dynarep.pipeline.methods.value_dice import (
+from dynarep.pipeline.methods.learners.bc import BC, BCConfig
+from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
+from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
+from dynarep.pipeline.methods.learners.value_dice import (
     ImitationBatch,
     ReprValueDICEConfig,
     Transitions,

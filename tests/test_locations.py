@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from models import make
 
-from dynarep.pipeline.artifacts import ArtifactError, save_model
-from dynarep.pipeline.locations import artifact_folder
-from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.storage import ArtifactError, save_model
+from dynarep.pipeline.artifacts.locations import artifact_folder
+from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
 
 S = np.ones((2, 3), np.float32)
 

@@ -18,11 +18,11 @@ from dynarep.data.describe import describe
 from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.artifacts import save_model
+from dynarep.pipeline.artifacts.storage import save_model
 from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
-from dynarep.pipeline.engine import Run
-from dynarep.pipeline.evaluate import EvaluateConfig, evaluate, print_scores
-from dynarep.pipeline.motion import Motion, MotionConfig, load_motion, transport_distance
+from dynarep.pipeline.training.loop import Run
+from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate, print_scores
+from dynarep.pipeline.playing.motion import Motion, MotionConfig, load_motion, transport_distance
 from dynarep.pipeline.relabel import AILOTMethodConfig, relabel
 from dynarep.pipeline.spaces import observation_space
 

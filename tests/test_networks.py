@@ -12,7 +12,7 @@ from dynarep.pipeline.encoders import (
     Policy,
     PolicyArchitecture,
 )
-from dynarep.pipeline.networks import MLP, Normaliser, StackedLinear
+from dynarep.pipeline.nn.networks import MLP, Normaliser, StackedLinear
 
 torch.set_num_threads(1)
 

@@ -13,10 +13,10 @@ import torch
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.engine import Run, TrainingConfig
+from dynarep.pipeline.training.loop import Run, TrainingConfig
 from dynarep.pipeline.imitate import ReprDualPolicyConfig, imitate
-from dynarep.pipeline.methods.occupancy import OccupancyConfig, expert_weights, occupancy_reward
-from dynarep.pipeline.methods.value_dice import ReprValueDICEConfig
+from dynarep.pipeline.methods.rewards.occupancy import OccupancyConfig, expert_weights, occupancy_reward
+from dynarep.pipeline.methods.learners.value_dice import ReprValueDICEConfig
 from dynarep.pipeline.relabel import OccupancyMethodConfig, relabel, spaces_of
 from dynarep.pipeline.spaces import dynamics_space
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dynarep.configs.params import validate
-from dynarep.pipeline.methods.otr import OTRConfig, cosine_cost, label, return_range_scale
+from dynarep.pipeline.methods.rewards.otr import OTRConfig, cosine_cost, label, return_range_scale
 from dynarep.pipeline.relabel import better
 from dynarep.pipeline.transport import Labels, pad_with_last
 

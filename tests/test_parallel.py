@@ -20,14 +20,14 @@ import yaml
 
 from dynarep.configs.params import ParamsError, validate
 from dynarep.data import parallel
-from dynarep.data.parallel import EngineConfig, EngineError, map_shards
+from dynarep.data.parallel import ClusterConfig, ClusterError, map_shards
 from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, parts, write_dataset
 from dynarep.pipeline.run import Stage
 
 ROOT = Path(__file__).parents[1]
-TWO = EngineConfig(workers=2)
+TWO = ClusterConfig(workers=2)
 ITEMS = {f"shard-{i}": i for i in range(5)}
 
 
@@ -76,7 +76,7 @@ def test_a_failure_is_tried_again(tmp_path: Path) -> None:
     assert sorted(starts(tmp_path)) == [0, 1, 2, 2, 3, 4]
 
 
-def check_failures(folder: Path, engine: EngineConfig) -> str:
+def check_failures(folder: Path, engine: ClusterConfig) -> str:
     """What is said of two failing shards, after the others are done."""
     found = {}
 
@@ -84,7 +84,7 @@ def check_failures(folder: Path, engine: EngineConfig) -> str:
         for name, value in map_shards(partial(broken, folder), ITEMS, engine):
             found[name] = value
 
-    with pytest.raises(EngineError, match=r"^2 of 5 shards failed, 3 are done: ") as caught:
+    with pytest.raises(ClusterError, match=r"^2 of 5 shards failed, 3 are done: ") as caught:
         collect()
     message = str(caught.value)
     assert found == {f"shard-{i}": i for i in (0, 2, 4)}
@@ -97,7 +97,7 @@ def check_failures(folder: Path, engine: EngineConfig) -> str:
 
 
 def test_failing_shards_are_named_while_the_others_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check_failures(tmp_path, EngineConfig(retries=2))
+    check_failures(tmp_path, ClusterConfig(retries=2))
     assert "shard-3: episode 3 is damaged; the other shards go on\n" in capsys.readouterr().err
 
 
@@ -111,12 +111,12 @@ def test_processes_give_the_same_and_lose_nothing_when_one_dies(tmp_path: Path) 
     assert len(workers) > 1
     assert dict(map_shards(partial(dies_once, tmp_path / "die"), ITEMS, TWO)) == ITEMS
     assert starts(tmp_path / "die").count(2) == 2
-    check_failures(tmp_path / "broken", EngineConfig(workers=2, retries=1))
+    check_failures(tmp_path / "broken", ClusterConfig(workers=2, retries=1))
 
 
 def test_a_shard_that_kills_its_process_every_time_is_named() -> None:
     with pytest.raises(
-        EngineError, match=r"1 of 2 shards failed, 1 are done: bad: .*ChildProcessError: its process died"
+        ClusterError, match=r"1 of 2 shards failed, 1 are done: bad: .*ChildProcessError: its process died"
     ):
         dict(map_shards(leave, {"bad": 1, "good": 0}, replace(TWO, retries=1)))
 
@@ -128,12 +128,12 @@ def leave(item: int) -> int:
 
 
 def test_the_section_is_checked(tmp_path: Path) -> None:
-    assert validate(EngineConfig, {"kind": "ray", "address": "auto"}, "engine").address == "auto"
-    assert EngineConfig().in_process
-    assert EngineConfig(workers=1).in_process
+    assert validate(ClusterConfig, {"kind": "ray", "address": "auto"}, "engine").address == "auto"
+    assert ClusterConfig().in_process
+    assert ClusterConfig(workers=1).in_process
     assert not TWO.in_process
-    assert not EngineConfig(kind="ray").in_process
-    assert EngineConfig().or_workers(3).workers == 3
+    assert not ClusterConfig(kind="ray").in_process
+    assert ClusterConfig().or_workers(3).workers == 3
     assert TWO.or_workers(3) == TWO
     for values, message in (
         ({"kind": "slurm"}, "engine.kind: found 'slurm'"),
@@ -142,12 +142,12 @@ def test_the_section_is_checked(tmp_path: Path) -> None:
         ({"address": "head:6379"}, "address: found 'head:6379' with kind: local, expected kind: ray"),
     ):
         with pytest.raises(ParamsError, match=message):
-            validate(EngineConfig, values, "engine")
+            validate(ClusterConfig, values, "engine")
     params = tmp_path / "params.yaml"
     params.write_text("engine: {kind: ray, workers: 2}\n")
-    assert Stage("relabel", params).engine() == EngineConfig(kind="ray", workers=2)
+    assert Stage("relabel", params).engine() == ClusterConfig(kind="ray", workers=2)
     params.write_text("relabel: {}\n")
-    assert Stage("relabel", params).engine() == EngineConfig()
+    assert Stage("relabel", params).engine() == ClusterConfig()
     params.write_text("engine: {kinds: ray}\n")
     with pytest.raises(ParamsError, match=r"params\.yaml: engine\.kinds: unknown key"):
         Stage("relabel", params).engine()
@@ -162,8 +162,8 @@ def test_no_stage_runs_again_when_the_engine_changes() -> None:
 
 def test_ray_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(EngineError, match=r"engine\.kind: ray needs the package ray: pip install 'dynarep\[cluster\]'"):
-        dict(map_shards(leave, {"a": 0}, EngineConfig(kind="ray")))
+    with pytest.raises(ClusterError, match=r"engine\.kind: ray needs the package ray: pip install 'dynarep\[cluster\]'"):
+        dict(map_shards(leave, {"a": 0}, ClusterConfig(kind="ray")))
 
 
 def episode(name: str, length: int, seed: int) -> Episode:
@@ -215,7 +215,7 @@ class Recordings:
             (self.cards / f"{name}.yaml").write_text(f"path: {name}.npz\nformat: arrays\n")
         (self.cards / "mixed.yaml").write_text("mix: [c, a, {name: b, fraction: 0.5}]\n")
 
-    def prepare(self, out: str, engine: EngineConfig) -> dict[str, str]:
+    def prepare(self, out: str, engine: ClusterConfig) -> dict[str, str]:
         """Digests of the files of the prepared mixture."""
         folder = self.root / out
         prepare(["mixed"], cards=self.cards, root=self.root, out=folder, engine=engine)
@@ -224,19 +224,19 @@ class Recordings:
 
 def test_a_mixture_is_read_in_several_processes(tmp_path: Path) -> None:
     project = Recordings(tmp_path)
-    assert project.prepare("two", TWO) == project.prepare("one", EngineConfig())
+    assert project.prepare("two", TWO) == project.prepare("one", ClusterConfig())
     (tmp_path / "a.npz").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"^card mixed: 1 of 3 shards failed, 2 are done: a: .*a\.npz"):
-        project.prepare("none", EngineConfig())
+        project.prepare("none", ClusterConfig())
     assert not (tmp_path / "none" / "mixed").exists()
 
 
-def label(root: Path, engine: EngineConfig) -> dict[str, np.ndarray]:
+def label(root: Path, engine: ClusterConfig) -> dict[str, np.ndarray]:
     """Rewards of ``agents`` by transport in the space of an encoder."""
     import torch
 
     from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
-    from dynarep.pipeline.engine import Run
+    from dynarep.pipeline.training.loop import Run
     from dynarep.pipeline.relabel import AILOTMethodConfig, relabel
     from dynarep.pipeline.spaces import intent_space
 
@@ -270,7 +270,7 @@ def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
 
 @pytest.mark.slow
 def test_labels_of_several_processes_are_the_same_to_the_bit(labelled: Path) -> None:
-    assert same(label(labelled, TWO), label(labelled, EngineConfig()))
+    assert same(label(labelled, TWO), label(labelled, ClusterConfig()))
 
 
 class TwoNodes:
@@ -282,7 +282,7 @@ class TwoNodes:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.second = self.cluster.add_node(num_cpus=1)
         self.cluster.wait_for_nodes()
-        self.engine = EngineConfig(kind="ray", address=self.cluster.address)
+        self.engine = ClusterConfig(kind="ray", address=self.cluster.address)
 
     def kill_second(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
@@ -321,7 +321,7 @@ def test_a_node_that_dies_loses_no_shard(
 ) -> None:
     from dynarep.pipeline import relabel as module
 
-    expected = label(labelled, EngineConfig())
+    expected = label(labelled, ClusterConfig())
     log = tmp_path / "log"
     log.mkdir()
     second = nodes.second.node_id
@@ -353,12 +353,12 @@ def test_a_node_that_dies_loses_no_shard(
 def test_prepare_and_evaluate_on_ray_are_the_same_to_the_bit(nodes: TwoNodes, tmp_path: Path) -> None:
     import torch
 
-    from dynarep.pipeline.artifacts import save_model
+    from dynarep.pipeline.artifacts.storage import save_model
     from dynarep.pipeline.encoders import Policy, PolicyArchitecture
-    from dynarep.pipeline.evaluate import EvaluateConfig, evaluate
+    from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate
 
     project = Recordings(tmp_path)
-    assert project.prepare("ray", nodes.engine) == project.prepare("local", EngineConfig())
+    assert project.prepare("ray", nodes.engine) == project.prepare("local", ClusterConfig())
 
     torch.manual_seed(0)
     architecture = PolicyArchitecture(
@@ -379,7 +379,7 @@ def test_shards_that_fail_on_ray_are_named_and_killed_workers_replaced(nodes: Tw
     assert dict(map_shards(partial(dies_once, tmp_path / "die"), ITEMS, nodes.engine)) == ITEMS
     assert starts(tmp_path / "die").count(2) == 2
     check_failures(tmp_path / "broken", replace(nodes.engine, retries=1))
-    with pytest.raises(EngineError, match=r"1 of 2 shards failed, 1 are done: bad: failed every time, .*"):
+    with pytest.raises(ClusterError, match=r"1 of 2 shards failed, 1 are done: bad: failed every time, .*"):
         dict(map_shards(leave, {"bad": 1, "good": 0}, replace(nodes.engine, retries=0)))
 
 
@@ -391,10 +391,10 @@ def test_a_cluster_that_does_not_answer_is_named_within_seconds(monkeypatch: pyt
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
         with pytest.raises(
-            EngineError, match=rf"engine: the Ray cluster at {address} cannot be joined: no answer .*kind: local"
+            ClusterError, match=rf"engine: the Ray cluster at {address} cannot be joined: no answer .*kind: local"
         ):
-            dict(map_shards(leave, {"a": 0}, EngineConfig(kind="ray", address=address)))
+            dict(map_shards(leave, {"a": 0}, ClusterConfig(kind="ray", address=address)))
         assert time.monotonic() - begin < 10
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(EngineError, match=rf"at {address} cannot be joined"):
-        dict(map_shards(leave, {"a": 0}, EngineConfig(kind="ray")))
+    with pytest.raises(ClusterError, match=rf"at {address} cannot be joined"):
+        dict(map_shards(leave, {"a": 0}, ClusterConfig(kind="ray")))

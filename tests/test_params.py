@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from dynarep.configs.params import Field, ParamsError, config, read_section, read_yaml, validate
-from dynarep.data.parallel import EngineConfig
-from dynarep.pipeline.distributed import TrainerConfig
-from dynarep.pipeline.environments import d4rl_reference
-from dynarep.pipeline.evaluate import EvaluateConfig
+from dynarep.data.parallel import ClusterConfig
+from dynarep.pipeline.training.processes import TrainerConfig
+from dynarep.pipeline.playing.environments import d4rl_reference
+from dynarep.pipeline.playing.evaluate import EvaluateConfig
 from dynarep.pipeline.imitate import ImitateConfig
 from dynarep.pipeline.offline_rl import OfflineRLConfig
 from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig
@@ -19,7 +19,7 @@ from dynarep.pipeline.run import RunConfig
 ROOT = Path(__file__).parents[1]
 
 SECTIONS: dict[str, type] = {
-    "engine": EngineConfig,
+    "engine": ClusterConfig,
     "pretrain_dynamics": PretrainDynamicsConfig,
     "pretrain_intent": PretrainIntentConfig,
     "imitate": ImitateConfig,

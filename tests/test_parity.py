@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import validate
 from dynarep.pipeline.methods import ailot, otr
-from dynarep.pipeline.methods.icvf import ICVF, GoalBatch, ICVFConfig, MultilinearValue
-from dynarep.pipeline.methods.iql import IQL, IQLConfig, RewardBatch
-from dynarep.pipeline.networks import StackedLinear
+from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig, MultilinearValue
+from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
+from dynarep.pipeline.nn.networks import StackedLinear
 from dynarep.pipeline.relabel import better
 from dynarep.pipeline.transport import pad_with_last, sinkhorn
 

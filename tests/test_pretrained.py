@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from dynarep.data.columns import read_latents
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, write_dataset
-from dynarep.pipeline.artifacts import ArtifactError, load_artifact, save_model
+from dynarep.pipeline.artifacts.storage import ArtifactError, load_artifact, save_model
 from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder
-from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
 
 METADATA = {"path": "artifacts/here", "datasets": {"hopper": "abc"}, "metrics": {"loss": 0.5}}
 

@@ -13,14 +13,14 @@ from dynarep.configs.params import ParamsError, validate
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, read_rewards, write_dataset
 from dynarep.pipeline import relabel as module
-from dynarep.pipeline.artifacts import load_dynamics_encoder, save_model
+from dynarep.pipeline.artifacts.storage import load_dynamics_encoder, save_model
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder, IntentArchitecture, IntentEncoder
-from dynarep.pipeline.engine import Run, TrainingConfig, training_device
+from dynarep.pipeline.training.loop import Run, TrainingConfig, training_device
 from dynarep.pipeline.methods import ailot, distance
-from dynarep.pipeline.methods.ailot import AILOTConfig
-from dynarep.pipeline.methods.distance import NearestConfig, SegmentConfig
-from dynarep.pipeline.methods.otr import OTRConfig
-from dynarep.pipeline.methods.rnd import RNDConfig, transitions
+from dynarep.pipeline.methods.rewards.ailot import AILOTConfig
+from dynarep.pipeline.methods.rewards.nearest import NearestConfig, SegmentConfig
+from dynarep.pipeline.methods.rewards.otr import OTRConfig
+from dynarep.pipeline.methods.rewards.rnd import RNDConfig, transitions
 from dynarep.pipeline.relabel import (
     AILOTMethodConfig,
     AnyMethodConfig,

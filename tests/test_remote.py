@@ -26,7 +26,7 @@ from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, open_dataset, read_rewards, write_dataset, write_rewards
 from dynarep.data.stream import EpisodeBuffer, ShardFiles
-from dynarep.pipeline.artifacts import load_intent_encoder
+from dynarep.pipeline.artifacts.storage import load_intent_encoder
 from dynarep.pipeline.run import stage_main
 
 pytest.importorskip("fsspec", reason="needs the extra remote")

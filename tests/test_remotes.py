@@ -10,7 +10,7 @@ import pytest
 from test_e2e import Project, contents, new_project, ran
 
 from dynarep.data.shards import load_dataset
-from dynarep.pipeline.artifacts import load_intent_encoder
+from dynarep.pipeline.artifacts.storage import load_intent_encoder
 
 pytestmark = pytest.mark.slow
 

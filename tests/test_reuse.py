@@ -15,10 +15,10 @@ from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset
 from dynarep.pipeline import pretrain_dynamics as dynamics_stage
 from dynarep.pipeline import pretrain_intent as intent_stage
-from dynarep.pipeline.artifacts import ArtifactError, load_artifact, read_metadata, save_model, select_replicas
+from dynarep.pipeline.artifacts.storage import ArtifactError, load_artifact, read_metadata, save_model, select_replicas
 from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder
-from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.methods.icvf import ICVF, ICVFConfig
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVF, ICVFConfig
 from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig, pretrain_dynamics
 from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent, step_calibration
 from dynarep.pipeline.run import Stage

@@ -4,7 +4,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.methods.rnd import RND, RNDConfig, novelty_reward, prediction_error, transitions
+from dynarep.pipeline.methods.rewards.rnd import RND, RNDConfig, novelty_reward, prediction_error, transitions
 
 SMALL = RNDConfig(hidden=(32, 32), embedding_dim=8)
 

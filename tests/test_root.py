@@ -42,7 +42,7 @@ def test_every_name_is_there(root: ModuleType) -> None:
     for name in root.__all__:
         assert getattr(root, name) is not None
         assert name in dir(root)
-    assert root.load_encoder is importlib.import_module("dynarep.pipeline.pretrained").load_encoder
+    assert root.load_encoder is importlib.import_module("dynarep.pipeline.artifacts.pretrained").load_encoder
     with pytest.raises(AttributeError, match="has no attribute 'load_decoder'"):
         _ = root.load_decoder
 
@@ -96,9 +96,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from dynarep.data.prepare import write_episodes
     from dynarep.data.shards import load_dataset
-    from dynarep.pipeline.artifacts import save_artifact
-    from dynarep.pipeline.engine import Run, TrainingConfig
-    from dynarep.pipeline.methods.icvf import ICVFConfig
+    from dynarep.pipeline.artifacts.storage import save_artifact
+    from dynarep.pipeline.training.loop import Run, TrainingConfig
+    from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
     from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
 
     folder = tmp_path_factory.mktemp("made")
@@ -184,5 +184,5 @@ def test_installed_in_a_fresh_environment(way: str, artifact: Path, tmp_path: Pa
         (elsewhere / "checked.py").write_text(CHECKED)
         mypy = (sys.executable, "-m", "mypy", "--python-executable", python, "--cache-dir", tmp_path / "cache")
         printed = call(*mypy, "--follow-imports=silent", "checked.py", cwd=elsewhere)
-        assert "pretrained.PretrainedIntent | dynarep.pipeline.pretrained.PretrainedDynamics" in printed, printed
+        assert "pretrained.PretrainedIntent | dynarep.pipeline.artifacts.pretrained.PretrainedDynamics" in printed, printed
         assert 'Revealed type is "str"' in printed or 'Revealed type is "builtins.str"' in printed, printed

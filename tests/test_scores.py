@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dynarep.data.d4rl import environment_reference, reference
-from dynarep.pipeline.scores import (
+from dynarep.pipeline.playing.scores import (
     bootstrap_interval,
     difference_interval,
     expert_fraction,

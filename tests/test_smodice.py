@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.functional import gradient_penalty
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.nn.functional import gradient_penalty
 from dynarep.pipeline.imitate import WeightedPolicyConfig, _discounted_absorption, imitate, smoke
-from dynarep.pipeline.methods.smodice import (
+from dynarep.pipeline.methods.learners.smodice import (
     Comparison,
     Discriminator,
     Divergence,
@@ -28,7 +28,7 @@ from dynarep.pipeline.methods.smodice import (
     dual_loss,
     effective_share,
 )
-from dynarep.pipeline.networks import Normaliser
+from dynarep.pipeline.nn.networks import Normaliser
 
 torch.set_num_threads(1)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynarep.pipeline.artifacts import load_policy, save_artifact
+from dynarep.pipeline.artifacts.storage import load_policy, save_artifact
 from dynarep.pipeline.encoders import Policy
-from dynarep.pipeline.engine import Run, TrainingConfig, train
-from dynarep.pipeline.evaluate import find_policies
-from dynarep.pipeline.methods.bc import BC, BCConfig
-from dynarep.pipeline.methods.value_dice import Transitions
+from dynarep.pipeline.training.loop import Run, TrainingConfig, train
+from dynarep.pipeline.playing.evaluate import find_policies
+from dynarep.pipeline.methods.learners.bc import BC, BCConfig
+from dynarep.pipeline.methods.learners.value_dice import Transitions
 
 
 def cloned(folder: Path, chunk: int) -> Policy:

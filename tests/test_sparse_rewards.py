@@ -9,9 +9,9 @@ import torch
 from dynarep.configs.params import read_section
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.methods.iql import IQLConfig
-from dynarep.pipeline.methods.otr import OTRConfig, return_range_scale
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.methods.learners.iql import IQLConfig
+from dynarep.pipeline.methods.rewards.otr import OTRConfig, return_range_scale
 from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, offline_rl, scaled_rewards
 from dynarep.pipeline.relabel import AILOTMethodConfig, AnyMethodConfig, OTRMethodConfig, relabel
 from dynarep.pipeline.spaces import observation_space

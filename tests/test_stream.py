@@ -29,9 +29,9 @@ from dynarep.data.shards import Shard, ShardedDataset, load_dataset, open_datase
 from dynarep.data.split import held_out_ids
 from dynarep.data.stream import EpisodeBuffer, EpisodeOrder, read_some, spread_rounds
 from dynarep.pipeline import pretrain_dynamics as dynamics_stage
-from dynarep.pipeline.engine import Run, TrainingConfig, training_device
-from dynarep.pipeline.methods.dynamics import DynamicsConfig
-from dynarep.pipeline.methods.icvf import ICVFConfig
+from dynarep.pipeline.training.loop import Run, TrainingConfig, training_device
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
 from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
 from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
 from dynarep.pipeline.sources import StreamConfig

@@ -14,9 +14,9 @@ from dynarep.configs.params import ParamsError, validate
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.artifacts import load_policy
-from dynarep.pipeline.engine import Run, TrainingConfig, train
-from dynarep.pipeline.methods.td3_bc import (
+from dynarep.pipeline.artifacts.storage import load_policy
+from dynarep.pipeline.training.loop import Run, TrainingConfig, train
+from dynarep.pipeline.methods.learners.td3_bc import (
     TD3BC,
     SARSABatch,
     TD3BCConfig,

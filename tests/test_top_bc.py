@@ -10,8 +10,8 @@ import torch
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.methods.bc import BCConfig, best_rows
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.methods.learners.bc import BCConfig, best_rows
 from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, TopBCConfig, offline_rl
 
 LENGTHS = (30, 10, 20, 40)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.functional import dual_objective, gradient_penalty
-from dynarep.pipeline.methods.value_dice import (
+from dynarep.pipeline.nn.functional import dual_objective, gradient_penalty
+from dynarep.pipeline.methods.learners.value_dice import (
     ImitationBatch,
     PerceptronCritic,
     RepresentationCritic,
@@ -21,7 +21,7 @@ from dynarep.pipeline.methods.value_dice import (
     ValueDICEConfig,
     orthogonality,
 )
-from dynarep.pipeline.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP, Normaliser
 
 torch.set_num_threads(1)
 

@@ -10,10 +10,10 @@ import torch
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
-from dynarep.pipeline.engine import Run, TrainingConfig
-from dynarep.pipeline.methods.icvf import ICVFConfig
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
 from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
-from dynarep.pipeline.watching import board, coupling_figure
+from dynarep.pipeline.training.watching import board, coupling_figure
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,8 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 from numpy.typing import NDArray
 
-from dynarep.pipeline.artifacts import ArtifactError
-from dynarep.pipeline.pretrained import PretrainedEncoder, PretrainedIntent
+from dynarep.pipeline.artifacts.storage import ArtifactError
+from dynarep.pipeline.artifacts.pretrained import PretrainedEncoder, PretrainedIntent
 
 
 class EncodeObservation(

@@ -10,9 +10,9 @@ try:
 except ImportError:
     raise ImportError("dynarep.pipeline.integrations.hub needs huggingface_hub: pip install 'dynarep[hub]'") from None
 
-from dynarep.pipeline.artifacts import NO_PATH
-from dynarep.pipeline.locations import HUB, hub_snapshot
-from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedEncoder, PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.storage import NO_PATH
+from dynarep.pipeline.artifacts.locations import HUB, hub_snapshot
+from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedEncoder, PretrainedIntent, load_encoder
 
 
 class HubEncoder(  # type: ignore[call-arg]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from dynarep.pipeline.artifacts import ArtifactError, example_inputs
-from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedIntent
+from dynarep.pipeline.artifacts.storage import ArtifactError, example_inputs
+from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent
 
 
 def export_onnx(encoder: PretrainedIntent | PretrainedDynamics, path: str | os.PathLike[str]) -> None:

@@ -15,8 +15,8 @@ except ImportError:
         "dynarep.pipeline.integrations.scikit_learn needs scikit-learn 1.6 or newer: pip install 'dynarep[sklearn]'"
     ) from None
 
-from dynarep.pipeline.artifacts import ArtifactError
-from dynarep.pipeline.pretrained import PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.storage import ArtifactError
+from dynarep.pipeline.artifacts.pretrained import PretrainedIntent, load_encoder
 
 
 class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):

@@ -15,7 +15,7 @@ except ImportError:
     ) from None
 
 from dynarep.pipeline.integrations.gymnasium import intent_for
-from dynarep.pipeline.pretrained import load_encoder
+from dynarep.pipeline.artifacts.pretrained import load_encoder
 
 
 class EncoderExtractor(BaseFeaturesExtractor):

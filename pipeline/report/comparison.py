@@ -21,7 +21,7 @@ from dynarep.pipeline.report.inputs import (
     read_scores,
 )
 from dynarep.pipeline.report.plots import BLUE, ORANGE, canvas, svg
-from dynarep.pipeline.scores import (
+from dynarep.pipeline.playing.scores import (
     bootstrap_interval,
     difference_interval,
     interquartile_mean,

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from dynarep.pipeline.scores import OPTIONAL_SCORES
+from dynarep.pipeline.playing.scores import OPTIONAL_SCORES
 
 RANDOM = "random"
 POLICY_STAGES = ("imitate", "offline_rl")
@@ -96,7 +96,7 @@ def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
 
 
 def read_scores(artifacts: Path) -> dict[str, dict[str, Any]]:
-    """Scores of all policies, as ``dynarep.pipeline.evaluate.summarise`` makes them.
+    """Scores of all policies, as ``dynarep.pipeline.playing.evaluate.summarise`` makes them.
 
     Raises:
         ReportError: also if there are none.

@@ -15,7 +15,7 @@ from dynarep.pipeline.report.inputs import (
     read_returns,
 )
 from dynarep.pipeline.report.scores import Scores, score_text
-from dynarep.pipeline.scores import ranking
+from dynarep.pipeline.playing.scores import ranking
 
 EXPERT = "expert"
 

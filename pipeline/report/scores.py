@@ -18,7 +18,7 @@ from dynarep.pipeline.report.inputs import (
     saw,
 )
 from dynarep.pipeline.report.plots import BLUE, GREY, INK, canvas, svg
-from dynarep.pipeline.scores import (
+from dynarep.pipeline.playing.scores import (
     OPTIONAL_SCORES,
     bootstrap_interval,
     interquartile_mean,

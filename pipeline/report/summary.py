@@ -18,7 +18,7 @@ from dynarep.pipeline.report.inputs import (
 from dynarep.pipeline.report.representation import read_distances
 from dynarep.pipeline.report.scores import Scores, has_interval
 from dynarep.pipeline.report.stages import STAGES, dataset_text
-from dynarep.pipeline.scores import ranking
+from dynarep.pipeline.playing.scores import ranking
 
 FEW_REPLICAS = 5
 PRETRAINED = {"pretrain_dynamics": "dynamics (φ and μ)", "pretrain_intent": "intent (ψ)"}

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from dynarep.data.prepare import prepare, write_episodes
     from dynarep.data.schema import DataError, Episode
     from dynarep.data.shards import Dataset, load_dataset
-    from dynarep.pipeline.artifacts import ArtifactError, load_policy, save_artifact
-    from dynarep.pipeline.engine import Run, TrainingConfig
-    from dynarep.pipeline.evaluate import EvaluateConfig, evaluate
+    from dynarep.pipeline.artifacts.storage import ArtifactError, load_policy, save_artifact
+    from dynarep.pipeline.training.loop import Run, TrainingConfig
+    from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate
     from dynarep.pipeline.imitate import ImitateConfig, imitate
     from dynarep.pipeline.offline_rl import OfflineRLConfig, offline_rl, scaled_rewards
     from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig, pretrain_dynamics
     from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
-    from dynarep.pipeline.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
+    from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
     from dynarep.pipeline.relabel import RelabelConfig, relabel
     from dynarep.pipeline.report import ReportConfig, build_report
     from dynarep.pipeline.spaces import dynamics_space, intent_space, observation_space
@@ -70,14 +70,14 @@ _HOMES = {
     "dynarep.data.prepare": ("prepare", "write_episodes"),
     "dynarep.data.schema": ("DataError", "Episode"),
     "dynarep.data.shards": ("Dataset", "load_dataset"),
-    "dynarep.pipeline.artifacts": ("ArtifactError", "load_policy", "save_artifact"),
-    "dynarep.pipeline.engine": ("Run", "TrainingConfig"),
-    "dynarep.pipeline.evaluate": ("EvaluateConfig", "evaluate"),
+    "dynarep.pipeline.artifacts.storage": ("ArtifactError", "load_policy", "save_artifact"),
+    "dynarep.pipeline.training.loop": ("Run", "TrainingConfig"),
+    "dynarep.pipeline.playing.evaluate": ("EvaluateConfig", "evaluate"),
     "dynarep.pipeline.imitate": ("ImitateConfig", "imitate"),
     "dynarep.pipeline.offline_rl": ("OfflineRLConfig", "offline_rl", "scaled_rewards"),
     "dynarep.pipeline.pretrain_dynamics": ("PretrainDynamicsConfig", "pretrain_dynamics"),
     "dynarep.pipeline.pretrain_intent": ("PretrainIntentConfig", "pretrain_intent"),
-    "dynarep.pipeline.pretrained": ("PretrainedDynamics", "PretrainedIntent", "load_encoder"),
+    "dynarep.pipeline.artifacts.pretrained": ("PretrainedDynamics", "PretrainedIntent", "load_encoder"),
     "dynarep.pipeline.relabel": ("RelabelConfig", "relabel"),
     "dynarep.pipeline.report": ("ReportConfig", "build_report"),
     "dynarep.pipeline.spaces": ("dynamics_space", "intent_space", "observation_space"),

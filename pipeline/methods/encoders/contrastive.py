@@ -1,0 +1,322 @@
+"""The factorisation of the transition kernel, P(s'|s, a) = <phi(s, a), mu(s')> p_n(s'), by contrast with noise states.
+
+Ma, Dai, Ren, Wang, Li, "Offline Imitation Learning upon Arbitrary Demonstrations by Pre-Training Dynamics
+Representations", 2025, arXiv 2508.14383 (quadratic loss); Zhang et al., "Making Linear MDPs Practical via Contrastive
+Representation Learning", ICML 2022 (ranking loss with a linear factorisation); Gutmann and Hyvaerinen 2010 (binary NCE).
+
+| loss | here | minimiser of r = phi^T mu |
+|---|---|---|
+| -2 E r(s, a, s') + E_{p_n} r(s, a, s_n)^2 | ``quadratic_loss`` | P / p_n; minimum -(1 + E chi^2(P, p_n)) |
+| -E log r / (r + sum_j r_j), with E_{p_n} r pulled to 1 | ``ranking_loss`` | P / p_n, the scale set by the penalty |
+| -E log r / (1 + r) - E_{p_n} log 1 / (1 + r) | ``binary_loss`` | P / p_n |
+
+In all three the model of the ratio is the inner product itself, not its exponential: an energy model
+P ~ p_n exp(phi^T mu) would not make Q linear in phi. The two NCE losses need positive r and use softplus features.
+
+Deviations: every (s, a) of the batch is contrasted with every noise state of the batch, which has the expectation of
+one independent noise state each and less variance; no regulariser on log r, which would bias the ratio towards 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dynarep.configs.params import Field, config
+from dynarep.pipeline.method import EncoderMethod, Measured, Needs, Sources, World
+from dynarep.pipeline.nn.functional import Losses, effective_rank
+from dynarep.pipeline.nn.models import Encoder
+from dynarep.pipeline.nn.networks import MLP, Normaliser
+
+if TYPE_CHECKING:
+    from dynarep.data.resident import TransitionTable
+    from dynarep.data.schema import Episode
+
+
+@config
+class DynamicsConfig:
+    """Hyper-parameters of the contrastive factorisation."""
+
+    loss: Literal["quadratic", "ranking", "binary"] = "quadratic"
+    hidden: tuple[int, ...] = (256, 256)
+    feature_dim: int = Field(default=256, gt=0)
+    """k, the width of phi and mu."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    negatives: Literal["all", "own"] = "all"
+    """Where several processes share a batch: contrast with the noise states of all of it, as one process would, or of the
+    process's own rows, which is less work for each."""
+    normalisation_weight: float = Field(default=1.0, ge=0)
+    """Weight of (log E_{p_n} r)^2 in the ranking loss, which alone leaves r's scale open."""
+    noise: Literal["current", "next"] = "next"
+    """p_n, uniform over the states of the whole dataset: those before, or those after its transitions."""
+    absorbing: bool = False
+    """Append ValueDICE's absorbing-state bit and lead terminated episodes into the absorbing state."""
+
+
+@config
+class DynamicsArchitecture:
+    """Architecture of ``DynamicsEncoder``."""
+
+    replicas: int
+    observation_dim: int
+    action_dim: int
+    hidden: tuple[int, ...]
+    feature_dim: int
+    positive: bool = False
+    absorbing: bool = False
+
+
+class DynamicsEncoder(Encoder):
+    """phi(s, a) and mu(s') with P(s'|s, a) = <phi(s, a), mu(s')> p_n(s').
+
+    Both networks are perceptrons scaled by 1/sqrt(feature_dim), with linear outputs, or softplus where ``positive``; the
+    last layer of phi has no bias. With ``absorbing`` they read observations with the absorbing bit appended; a missing
+    bit is taken as 0.
+    """
+
+    kind = "contrastive"
+    Architecture = DynamicsArchitecture
+    spaces = ("phi", "mu")
+    reads_actions = ("phi",)
+    architecture: DynamicsArchitecture
+
+    def __init__(self, architecture: DynamicsArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        a = architecture
+        inputs = a.observation_dim + a.absorbing
+        self.normaliser = Normaliser.identity(inputs)
+        self.phi_network = MLP((a.replicas,), (inputs + a.action_dim, *a.hidden, a.feature_dim), final_bias=False)
+        self.mu_network = MLP((a.replicas,), (inputs, *a.hidden, a.feature_dim))
+        self.scale = a.feature_dim**-0.5
+
+    def with_bit(self, observations: Tensor) -> Tensor:
+        """Observations as the normaliser reads them: (..., obs_dim), with the absorbing bit appended if there is one."""
+        if self.architecture.absorbing and observations.shape[-1] == self.architecture.observation_dim:
+            observations = nn.functional.pad(observations, (0, 1))
+        return observations
+
+    def _observation(self, observations: Tensor) -> Tensor:
+        return self.normaliser(self.with_bit(observations))  # type: ignore[no-any-return]
+
+    def _output(self, x: Tensor) -> Tensor:
+        return (nn.functional.softplus(x) if self.architecture.positive else x) * self.scale  # type: ignore[no-any-return]
+
+    def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """phi(s, a) of (R or 1, B, obs_dim), (R or 1, B, act_dim) for every replica, (R, B, feature_dim)."""
+        return self._output(self.phi_network(torch.cat([self._observation(observations), actions], -1)))
+
+    def mu(self, observations: Tensor) -> Tensor:
+        """mu(s') of (R or 1, B, obs_dim) for every replica, (R, B, feature_dim)."""
+        return self._output(self.mu_network(self._observation(observations)))
+
+    def embed(self, observations: Tensor, actions: Tensor | None = None, space: str | None = None) -> Tensor:
+        """phi(s, a), or mu(s) in the space ``mu``: (R, B, feature_dim)."""
+        if space == "mu":
+            return self.mu(observations)
+        assert actions is not None, "phi reads actions"
+        return self.phi(observations, actions)
+
+    def latent_dim(self) -> int:
+        """Width of phi."""
+        return self.architecture.feature_dim
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Two rows of observations and actions."""
+        return *super().inputs(), torch.zeros(2, self.architecture.action_dim)
+
+    def networks(self) -> dict[str, MLP]:
+        """``phi`` and ``mu``."""
+        return {"phi": self.phi_network, "mu": self.mu_network}
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Phi of the first replica: (B, obs_dim), (B, act_dim) -> (B, feature_dim)."""
+        return self.phi(observation[None], action[None])[0]
+
+    def ratio(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+        """P(s'|s, a) / p_n(s') of the first replica for B triples: (B,)."""
+        return (self(observation, action) * self.mu(next_observation[None])[0]).sum(-1)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """Transitions and noise states, all (R, B, ...)."""
+
+    observations: Tensor
+    actions: Tensor
+    next_observations: Tensor
+    noise: Tensor
+
+
+def quadratic_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """-2 E r + E_{p_n} r^2: positive (R, B), negative (R, B, N) -> (R,)."""
+    return -2.0 * positive.mean(-1) + negative.square().mean((-1, -2))
+
+
+def ranking_loss(positive: Tensor, negative: Tensor, normalisation_weight: float) -> Tensor:
+    """-E log r / (r + sum_j r_j) + w E (log mean_j r_j)^2: positive (R, B), negative (R, B, N) -> (R,)."""
+    ranking = -torch.log(positive / (positive + negative.sum(-1))).mean(-1)
+    return ranking + normalisation_weight * negative.mean(-1).log().square().mean(-1)
+
+
+def binary_loss(positive: Tensor, negative: Tensor) -> Tensor:
+    """-E log r / (1 + r) + E_{p_n} log(1 + r): positive (R, B), negative (R, B, N) -> (R,)."""
+    return (torch.log1p(positive) - positive.log()).mean(-1) + torch.log1p(negative).mean((-1, -2))
+
+
+class Dynamics(EncoderMethod):
+    """Learner of phi and mu."""
+
+    kind = "contrastive"
+    Config = DynamicsConfig
+    shown = ("loss", "normalisation")
+
+    def __init__(
+        self,
+        c: DynamicsConfig,
+        replicas: int,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        action_dim: int,
+        *,
+        absorbing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = c
+        self.encoder = DynamicsEncoder(
+            DynamicsArchitecture(
+                replicas=replicas,
+                observation_dim=observation_mean.shape[-1] - absorbing,
+                action_dim=action_dim,
+                hidden=c.hidden,
+                feature_dim=c.feature_dim,
+                positive=c.loss != "quadratic",
+                absorbing=absorbing,
+            )
+        )
+        self.encoder.normaliser = Normaliser(observation_mean, observation_std)
+
+    @classmethod
+    def needs(cls, c: DynamicsConfig) -> Needs:
+        """Actions, and absorbing states where they are asked for."""
+        return Needs(actions=("dataset",), absorbing="steps" if c.absorbing else None)
+
+    @classmethod
+    def build(cls, c: DynamicsConfig, world: World) -> Dynamics:
+        """For the observations and actions of a world."""
+        return cls(c, world.replicas, world.mean, world.std, world.action_dim, absorbing=world.absorbing)
+
+    def batch(self, sources: Sources, generator: torch.Generator) -> ContrastiveBatch:
+        """Uniform transitions, and as many noise states."""
+        b = sources.draw("dataset", generator)
+        states = noise_states(sources.table("whole"), self.config)
+        return ContrastiveBatch(
+            b.observations, b.actions, b.next_observations, states[sources.rows(len(states), generator)]
+        )
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """What every process reads all of."""
+        return ("noise",) if self.config.negatives == "all" else ()
+
+    def start_from(self, encoder: DynamicsEncoder) -> None:  # type: ignore[override]
+        """Take the normaliser, phi and mu from an encoder of the same architecture."""
+        self.encoder.load_state_dict(encoder.state_dict())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Phi and mu at one learning rate."""
+        return [{"params": list(self.encoder.parameters()), "lr": self.config.learning_rate}]
+
+    def losses(self, batch: ContrastiveBatch) -> Losses:
+        """The chosen contrastive loss."""
+        phi = self.encoder.phi(batch.observations, batch.actions)
+        states = torch.cat([batch.next_observations, batch.noise], 1)
+        mu, mu_noise = self.encoder.mu(states).tensor_split([batch.next_observations.shape[1]], 1)
+        positive, negative = (phi * mu).sum(-1), phi @ mu_noise.mT
+        if self.config.loss == "quadratic":
+            loss = quadratic_loss(positive, negative)
+        elif self.config.loss == "ranking":
+            loss = ranking_loss(positive, negative, self.config.normalisation_weight)
+        else:
+            loss = binary_loss(positive, negative)
+        return Losses(
+            loss, {"normalisation": negative.detach().mean((-1, -2)), "positive_ratio": positive.detach().mean(-1)}
+        )
+
+    def after_update(self) -> None:
+        """Nothing follows an update."""
+
+    def export(self) -> DynamicsEncoder:
+        """Phi and mu of every replica."""
+        return self.encoder
+
+    @classmethod
+    def measure(
+        cls,
+        c: DynamicsConfig,
+        encoder: DynamicsEncoder,  # type: ignore[override]
+        held_out: list[Episode],
+        table: TransitionTable,
+        whole: TransitionTable,
+        episodes: Iterable[Episode],
+    ) -> Measured:
+        """Quality of the factorisation on held-out transitions and on those that were trained on."""
+        noise = noise_states(whole, c).cpu()
+        kept = type(table).from_episodes(held_out)
+        return Measured({"held_out": measure(encoder, kept, noise), "train": measure(encoder, table, noise)})
+
+
+def noise_states(table: TransitionTable, c: DynamicsConfig) -> Tensor:
+    """The states (N, obs_dim) over which p_n is uniform."""
+    return table.next_observations if c.noise == "next" else table.observations
+
+
+def retrieval_accuracy(phi: Tensor, mu_next: Tensor, negatives: int) -> Tensor:
+    """Share of transitions whose true next state has the largest ratio among itself and ``negatives`` others.
+
+    Args:
+        phi: (R, N, k), N > negatives.
+        mu_next: mu of the true next states, (R, N, k); the others are the following rows, cyclically.
+        negatives: number of other next states each transition is compared with.
+
+    Returns:
+        (R,) in [0, 1]; chance is 1 / (negatives + 1).
+    """
+    count = phi.shape[1]
+    offsets = torch.arange(negatives + 1, device=phi.device)
+    best = []
+    for start in range(0, count, 1024):
+        rows = torch.arange(start, min(start + 1024, count), device=phi.device)
+        candidates = (rows[:, None] + offsets) % count
+        scores = torch.einsum("rbk,rbnk->rbn", phi[:, rows], mu_next[:, candidates])
+        best.append(scores[..., 0] > scores[..., 1:].amax(-1))
+    return torch.cat(best, 1).float().mean(1)
+
+
+@torch.no_grad()
+def measure(encoder: DynamicsEncoder, table: TransitionTable, noise: Tensor, *, limit: int = 4096) -> dict[str, float]:
+    """Quality of a factorisation on transitions, mean over replicas.
+
+    Returns:
+        ``normalisation``, E_{p_n} phi^T mu, 1 for a true ratio; ``positive_ratio``, E phi^T mu(s') over transitions;
+        ``retrieval_accuracy`` of the true next state among 255 others, and ``retrieval_chance``; ``effective_rank`` of
+        phi over the transitions, at most feature_dim.
+    """
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randperm(len(table), generator=generator)[:limit]
+    noise = noise[torch.randperm(len(noise), generator=generator)[:limit]]
+    batch = table.gather(index[None].to(table.packed.device))
+    phi = encoder.phi(batch.observations.cpu(), batch.actions.cpu())
+    mu_next = encoder.mu(batch.next_observations.cpu())
+    negatives = min(255, len(index) - 1)
+    return {
+        "normalisation": (phi.mean(1) * encoder.mu(noise[None]).mean(1)).sum(-1).mean().item(),
+        "positive_ratio": (phi * mu_next).sum(-1).mean().item(),
+        "retrieval_accuracy": retrieval_accuracy(phi, mu_next, negatives).mean().item(),
+        "retrieval_chance": 1.0 / (negatives + 1),
+        "effective_rank": effective_rank(phi).mean().item(),
+    }

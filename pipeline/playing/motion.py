@@ -1,0 +1,145 @@
+"""How far episodes are from a motion: optimal transport between their states, where no reward says what is good.
+
+The motion is a recording of states alone, such as a back-flip. Every state of an episode and of the motion has the same
+mass, the cost of a pair is its squared distance, and the distance is the root of the Sinkhorn divergence
+
+    S(x, y) = OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2,     OT = min_P sum_ij P_ij C_ij + epsilon KL(P || a b^T)
+
+(Feydy et al. 2019, Interpolating between Optimal Transport and MMD using Sinkhorn Divergences), with one epsilon for the
+three problems. It is 0 for the motion itself and |delta| for the motion shifted by delta, whatever epsilon is. It compares
+which states are visited and how often, not their order; velocities and psi carry the direction of time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynarep.configs.params import config
+from dynarep.pipeline.methods.rewards.ailot import squared_distance
+from dynarep.pipeline.nn.networks import Normaliser
+from dynarep.pipeline.transport import RELAXATION, sinkhorn
+
+EPSILON = 0.01
+"""Regularisation, relative to the mean squared distance between states of the episode and of the motion."""
+MAX_ITERATIONS = 500
+TOLERANCE = 1e-4
+
+
+@config
+class MotionConfig:
+    """The motion that episodes are compared with.
+
+    Args:
+        dataset: a prepared dataset of observations; of several episodes the nearest one counts.
+        space: ``intent`` compares psi(s) of the encoder in ``artifacts/pretrain_intent``, in the unit in which the squared
+            distance of one step is 1 on average; ``standardised`` compares observations.
+        scale: for ``standardised``, the prepared dataset whose means and deviations are used; null: the motion's own.
+    """
+
+    dataset: str
+    space: Literal["intent", "standardised"] = "intent"
+    scale: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and self.space != "standardised":
+            raise ValueError(
+                f"scale: found {self.scale!r}, but space {self.space} has a scale of its own; expected null"
+            )
+
+
+@dataclass(frozen=True)
+class Motion:
+    """A motion in a space.
+
+    Args:
+        embed: observations (n, obs_dim) to points (n, d).
+        episodes: points (m, d) of each episode of the motion.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    episodes: Sequence[Tensor]
+
+    def distance(self, observations: NDArray[np.float32]) -> float:
+        """Distance of an episode's states (n, obs_dim) to the nearest episode of the motion."""
+        points = self.embed(torch.from_numpy(observations))
+        return min(transport_distance(points, episode) for episode in self.episodes)
+
+
+def load_motion(c: MotionConfig, artifacts: Path, observation_dim: int) -> Motion:
+    """Read a motion and the space in which it is compared.
+
+    Args:
+        c: which motion, and in which space.
+        artifacts: root of the stages' folders.
+        observation_dim: size of the environment's observations.
+
+    Raises:
+        ValueError: if a dataset is not prepared or not of this size, or the encoder is missing or does not fit.
+    """
+    from dynarep.data.shards import load_dataset
+    from dynarep.pipeline.artifacts.storage import ArtifactError, load_intent_encoder
+
+    motion = load_dataset(artifacts / "shards" / c.dataset)
+    moments = motion if c.scale is None else load_dataset(artifacts / "shards" / c.scale)
+    for key, dataset in (("dataset", motion), ("scale", moments)):
+        found = dataset.spec.observation_dim
+        if found != observation_dim:
+            raise ValueError(
+                f"evaluate.motion.{key}: observations of {dataset.name} have {found} numbers, those of the environment "
+                f"{observation_dim}"
+            )
+    embed: Callable[[Tensor], Tensor]
+    if c.space == "intent":
+        try:
+            encoder = load_intent_encoder(artifacts / "pretrain_intent", observation_dim=observation_dim)
+        except ArtifactError as error:
+            raise ValueError(f"evaluate.motion.space: intent needs the encoder of pretrain_intent: {error}") from error
+        unit = encoder.calibration[0].sqrt()
+
+        def embed(observations: Tensor) -> Tensor:
+            return encoder.embed(observations.unsqueeze(0))[0] * unit
+
+    else:
+        mean, std = (torch.tensor(moments.statistics[f"observation_{moment}"]) for moment in ("mean", "std"))
+        embed = Normaliser(mean, std)
+    with torch.no_grad():
+        return Motion(embed, [embed(torch.from_numpy(episode.current)) for episode in motion.episodes])
+
+
+@torch.no_grad()
+def transport_distance(x: Tensor, y: Tensor) -> float:
+    """Root of the Sinkhorn divergence between the points (n, d) and (m, d), in the unit of the points.
+
+    Raises:
+        ValueError: if a point is not finite.
+    """
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("motion: found points that are not finite")
+    cost = _cost(x, y)
+    epsilon = (EPSILON * cost.mean()).clamp_(min=torch.finfo(cost.dtype).tiny).reshape(1)
+    divergence = (
+        _regularised(cost, epsilon) - (_regularised(_cost(x, x), epsilon) + _regularised(_cost(y, y), epsilon)) / 2
+    )
+    return math.sqrt(max(divergence, 0.0))
+
+
+def _cost(x: Tensor, y: Tensor) -> Tensor:
+    return squared_distance(x.unsqueeze(0), y.unsqueeze(0))
+
+
+def _regularised(cost: Tensor, epsilon: Tensor) -> float:
+    """sum_ij P_ij C_ij + epsilon KL(P || a b^T) for equal masses on either side of a cost (1, n, m)."""
+    a, b = (torch.full((1, size), 1.0 / size) for size in cost.shape[1:])
+    transport = sinkhorn(cost, a, b, epsilon, max_iterations=MAX_ITERATIONS, tolerance=TOLERANCE, relaxation=RELAXATION)
+    coupling = transport.coupling.double()
+    entropy = torch.special.xlogy(coupling, coupling * cost.shape[1] * cost.shape[2]).sum()
+    return float((coupling * cost).sum() + epsilon * entropy)

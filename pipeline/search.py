@@ -1,0 +1,171 @@
+"""The nearest state of an expert's episode: a search that takes the place of transport.
+
+A state is compared with one expert state, whatever the other states do. ``methods/rewards/nearest.py`` and ``segment.py``
+make rewards of it.
+
+| here | what |
+|---|---|
+| ``with_lookahead``, ``nearest_steps`` | the distance of (s, s') to the nearest expert pair |
+| ``distance_reward`` | r = alpha exp(-beta d^power) |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dynarep.configs.params import Field, config
+from dynarep.pipeline.labelling import Compared, Comparison, Judgement
+from dynarep.pipeline.transport import squared_distance
+
+
+@config
+class SearchConfig:
+    """Hyper-parameters of the reward from the nearest expert state."""
+
+    scale: float = Field(default=5.0, gt=0)
+    """alpha: the reward at distance 0."""
+    temperature: float = Field(default=0.5, gt=0)
+    """tau, or SEABO's beta: multiplies the distance to the power ``power``."""
+    power: Literal[1, 2] = 2
+    """1: the Euclidean distance, as SEABO; 2: its square, as AILOT's cost."""
+    units: Literal["calibrated", "raw"] = "calibrated"
+    """``calibrated``: a squared distance of 1 is the mean over one step of the data; ``raw``: as the space has it."""
+    divide_by_action_dim: bool = False
+    """Divide the temperature by the size of an action, as SEABO."""
+    lookahead: int = Field(default=0, ge=0)
+    """k: compare (s_t, s_{t+k}) with the same of the expert; 0 compares s_t alone, 1 is SEABO's pair."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Rewards of B agent episodes against one expert episode each, and which of its steps they were compared with.
+
+    Args:
+        rewards: (B, n), 0 on padding.
+        steps: (B, n) int64, the expert's step, counted from 0; arbitrary on padding.
+    """
+
+    rewards: Tensor
+    steps: Tensor
+
+
+def with_lookahead(points: Tensor, lookahead: int) -> Tensor:
+    """(x_i, x_min(i+k,n)) side by side: (B, n, d) -> (B, n, 2 d), and the points themselves for k = 0.
+
+    The squared distance of two such rows is ||x_i - y_j||^2 + ||x_min(i+k,n) - y_min(j+k,m)||^2.
+    """
+    if lookahead == 0:
+        return points
+    ahead = torch.arange(lookahead, points.shape[1] + lookahead, device=points.device).clamp_(max=points.shape[1] - 1)
+    return torch.cat([points, points.index_select(1, ahead)], -1)
+
+
+def nearest_steps(
+    agent: Tensor, expert: Tensor, expert_lengths: Tensor, bounds: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """argmin_j ||x_i - y_j||^2 over the expert's steps, the first of equal ones.
+
+    Found from single-precision products; where two steps are equally far up to their rounding, either may come out.
+
+    Args:
+        agent: (B, n, d).
+        expert: (B, m, d), with any finite padding.
+        expert_lengths: (B,).
+        bounds: first and end, (B, n) each, of the steps allowed for each row; all by default.
+
+    Returns:
+        (B, n) int64.
+    """
+    centre = expert.mean(1, keepdim=True)
+    x, y = agent - centre, expert - centre
+    steps = torch.arange(expert.shape[1], device=expert.device)
+    norms = y.square().sum(-1).masked_fill_(steps >= expert_lengths.unsqueeze(1), torch.inf)
+    scores = torch.baddbmm(norms.unsqueeze(1), x, y.mT, alpha=-2.0)
+    if bounds is not None:
+        first, end = (bound.unsqueeze(2) for bound in bounds)
+        scores.masked_fill_((steps < first) | (steps >= end), torch.inf)
+    return scores.argmin(2)
+
+
+def distance_reward(squared: Tensor, scale: float, temperature: float, power: int) -> Tensor:
+    """The reward alpha exp(-beta d^power) of squared distances d^2, elementwise; in [0, alpha]."""
+    return scale * torch.exp(-temperature * (squared.sqrt() if power == 1 else squared))
+
+
+def label(
+    agent: Tensor,
+    agent_lengths: Tensor,
+    expert: Tensor,
+    expert_lengths: Tensor,
+    calibration: Tensor,
+    c: SearchConfig,
+    action_dim: int,
+    bounds: tuple[Tensor, Tensor] | None = None,
+) -> Matches:
+    """Rewards of B agent episodes, each against one expert episode.
+
+    Args:
+        agent: points (B, n, d), shorter episodes continued with their last one.
+        agent_lengths: Ta, (B,).
+        expert: points (B, m, d), likewise.
+        expert_lengths: Te, (B,).
+        calibration: (B,), makes the mean squared distance of one step 1; not used with raw units.
+        c: hyper-parameters.
+        action_dim: numbers in an action; used with ``divide_by_action_dim``, then at least 1.
+        bounds: first and end, (B, n) each, of the expert's steps that each row may be compared with; all by default.
+    """
+    x, y = with_lookahead(agent, c.lookahead), with_lookahead(expert, c.lookahead)
+    steps = nearest_steps(x, y, expert_lengths, bounds)
+    matched = y.gather(1, steps.unsqueeze(2).expand(-1, -1, y.shape[2]))
+    squared = (x - matched).square().sum(2)
+    if c.units == "calibrated":
+        squared = squared * calibration.unsqueeze(1)
+    temperature = c.temperature / (action_dim if c.divide_by_action_dim else 1)
+    rewards = distance_reward(squared, c.scale, temperature, c.power)
+    return Matches(rewards * (torch.arange(agent.shape[1], device=agent.device) < agent_lengths.unsqueeze(1)), steps)
+
+
+def hard_coupling(steps: Tensor, agent_lengths: Tensor, size: int) -> Tensor:
+    """The coupling that sends 1 / Ta from each of the agent's steps to one of the expert's: (B, n), (B,) -> (B, n, size)."""
+    mass = (torch.arange(steps.shape[1], device=steps.device) < agent_lengths.unsqueeze(1)) / agent_lengths.unsqueeze(1)
+    return mass.new_zeros(*steps.shape, size).scatter_(2, steps.unsqueeze(2), mass.unsqueeze(2))
+
+
+class Search(Comparison):
+    """A reward from the nearest expert state. Several experts are one pool: each state takes its own best expert."""
+
+    Config = SearchConfig
+
+    def __init__(self, c: SearchConfig, world: Judgement) -> None:
+        if c.divide_by_action_dim and world.dataset.spec.action_dim == 0:
+            raise ValueError(f"divide_by_action_dim: {world.dataset.name} has no actions")
+        super().__init__(c, world)
+
+    @property
+    def by_state(self) -> bool:
+        """Always."""
+        return True
+
+    def bounds(self, agent_lengths: Tensor, expert_lengths: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
+        """The expert's steps that each of the agent's may be compared with: all."""
+        return None
+
+    def against(
+        self, agent: Tensor, agent_lengths: Tensor, expert: Tensor, expert_lengths: Tensor, calibration: Tensor
+    ) -> Compared:
+        """Search for the nearest state."""
+        c = self.config
+        bounds = self.bounds(agent_lengths, expert_lengths, agent.shape[1])
+        matches = label(agent, agent_lengths, expert, expert_lengths, calibration, c, self.action_dim, bounds)
+
+        def coupling() -> tuple[Tensor, Tensor]:
+            cost = squared_distance(*(with_lookahead(points, c.lookahead) for points in (agent, expert)))
+            if c.units == "calibrated":
+                cost.mul_(calibration[:, None, None])
+            return hard_coupling(matches.steps, agent_lengths, expert.shape[1]), cost
+
+        return Compared(matches.rewards, {}, coupling)

@@ -1,0 +1,42 @@
+"""How long and in what portions a method is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dynarep.configs.params import Field, config
+
+COMPILE_FROM = 6000
+"""Updates from which a training is compiled by default."""
+
+
+@config
+class TrainingConfig:
+    """How long and in what portions to train; what is learned is configured with the method."""
+
+    updates: int = Field(gt=0)
+    batch_size: int = Field(default=256, gt=0)
+    updates_per_chunk: int = Field(default=250, gt=0)
+    """Updates per Lightning step: metrics are read, logged and checked once per chunk."""
+    checkpoint_every: int = Field(default=5000, gt=0)
+    """Updates between checkpoints for resuming, rounded up to whole chunks."""
+    gradient_clip: float | None = Field(default=None, gt=0)
+    """Largest gradient norm of one replica."""
+    snapshots: int = Field(default=1, ge=1)
+    """Parts of the run after each of which the model is kept; the last one is the result."""
+    compile: bool | None = None
+    """Compile losses and gradients into one graph (faster updates after seconds of compiling). By default trainings of at
+    least ``COMPILE_FROM`` updates are, where PyTorch can; the last bits of the result depend on it."""
+    average_rate: float = Field(default=1.0, gt=0, le=1)
+    """Rate per update at which the model that is kept follows the trained one (Polyak averaging); 1 keeps the latter."""
+
+    @property
+    def snapshot_updates(self) -> tuple[int, ...]:
+        """Updates after which a snapshot is taken, without the last."""
+        return tuple(self.updates * i // self.snapshots for i in range(1, self.snapshots))
+
+    def smoke(self) -> TrainingConfig:
+        """A few small updates, to see that everything fits together."""
+        return replace(self, updates=20, batch_size=min(self.batch_size, 32), updates_per_chunk=10)
+
+

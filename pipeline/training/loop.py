@@ -1,0 +1,341 @@
+"""The one training loop: K updates per Lightning step, nothing synchronised inside, resumable to the bit.
+
+``train`` takes a learner, ``parameter_groups``, ``losses``, ``after_update`` and ``export`` of ``dynarep.pipeline.method``, and
+perhaps ``whole``: names of the batch's fields that are not dealt out where several processes share a batch. ``sample(generator)``
+draws a batch on the device; ``advance(update)``, called before each update, lets sources that change with time catch up.
+
+Lightning has the devices, the processes and their gradients' exchange (DDP), precision, and the loggers. The updates of a
+chunk, the checkpoint and its meaning are here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from dynarep.pipeline.artifacts.storage import save_model
+from dynarep.pipeline.method import Sources
+from dynarep.pipeline.tables import write_table
+from dynarep.pipeline.training.checkpoint import relative, saved_updates, seal
+from dynarep.pipeline.training.config import COMPILE_FROM, TrainingConfig
+from dynarep.pipeline.training.device import keep_freed_memory
+from dynarep.pipeline.training.gradients import clip_gradients, compiled, gradients_of
+from dynarep.pipeline.training.processes import check_processes, mean_over_processes, process_rank, rows_of
+from dynarep.pipeline.training.run import Run, code_digest
+from dynarep.pipeline.training.watching import Progress, TensorBoard
+
+Sample = Callable[[torch.Generator], Any]
+Advance = Callable[[int], None]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss or metric became NaN or infinite; the message names stage, update, metric and last good checkpoint."""
+
+
+class TrainingLoop(pl.LightningModule):
+    """Lightning's view of a run: one epoch is one chunk of updates."""
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        sample: Sample,
+        training: TrainingConfig,
+        key: str,
+        code: str,
+        seed: int,
+        advance: Advance | None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.learner = learner
+        self.average: AveragedModel | None = None
+        if training.average_rate < 1:
+            average = get_ema_multi_avg_fn(1 - training.average_rate)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(learner, multi_avg_fn=average)
+        self.sample = sample
+        self.advance = advance
+        self.training_config = training
+        self.key, self.code = key, code
+        self.updates = 0
+        self.rows: list[Tensor] = []
+        """Loss and metrics (metrics, R) of each update of a chunk that is not complete."""
+        self.asked_to_stop = self.stopping = False
+        self.curve: list[dict[str, float]] = []
+        self.snapshots: dict[int, dict[str, Tensor]] = {}
+        self.last_checkpoint: Path | None = None
+        self.saved_updates = 0
+        self._generator_seed = seed
+        self._resumed: dict[str, Any] | None = None
+
+    @property
+    def kept(self) -> nn.Module:
+        """The learner, or its average over the updates."""
+        return self.learner if self.average is None else self.average.module
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run."""
+        return self.training_config.updates
+
+    def configure_optimizers(self) -> Any:
+        groups = self.learner.parameter_groups()  # type: ignore[operator]
+        self._initial_rates = [group["lr"] for group in groups]
+        self._cosine = [group.pop("cosine", False) for group in groups]
+        return torch.optim.Adam(groups, fused=True)
+
+    def on_fit_start(self) -> None:
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(self._generator_seed)
+        torch.manual_seed(self._generator_seed)
+        if self._resumed is not None:
+            self.generator.set_state(self._resumed["generator"].cpu())
+            torch.set_rng_state(self._resumed["rng"].cpu())
+            if self._resumed["cuda_rng"]:
+                torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda_rng"]])
+            self.rows = [row.to(self.device) for row in self.rows]
+            self.trainer.should_stop = self.updates >= self.training_config.updates
+
+        training, parameters = self.training_config, self._trained()
+        self.gradients = gradients_of(self.learner, parameters)
+        if training.compile or (training.compile is None and training.updates >= COMPILE_FROM):
+            self.gradients = compiled(self.gradients, needed=training.compile is True)
+
+    def _trained(self) -> list[nn.Parameter]:
+        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        return [p for group in optimizer.param_groups for p in group["params"]]
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        training, parameters = self.training_config, self._trained()
+        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        snapshot_updates, processes = training.snapshot_updates, self.trainer.world_size
+        started, first = time.perf_counter(), self.updates
+        end = min(training.updates, (first // training.updates_per_chunk + 1) * training.updates_per_chunk)
+        while self.updates < end:
+            progress = self.updates / training.updates
+            for group, rate, cosine in zip(optimizer.param_groups, self._initial_rates, self._cosine, strict=True):
+                if cosine:
+                    group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+            if self.advance is not None:
+                self.advance(self.updates)
+            drawn = self.sample(self.generator)
+            if processes > 1:
+                drawn = rows_of(drawn, self.trainer.global_rank, processes, getattr(self.learner, "whole", ()))
+            gradients, values = self.gradients(drawn)
+            if processes > 1:
+                gradients = mean_over_processes(gradients)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            if training.gradient_clip is not None:
+                clip_gradients(parameters, training.gradient_clip)
+            optimizer.step()
+            self.learner.after_update()  # type: ignore[operator]
+            if self.average is not None:
+                self.average.update_parameters(self.learner)
+            self.updates += 1
+            if self.updates in snapshot_updates:
+                state = self.kept.export().state_dict()  # type: ignore[operator]
+                self.snapshots[self.updates] = {name: value.detach().clone() for name, value in state.items()}
+            self.rows.append(torch.stack(list(values.values())))
+            if self.asked_to_stop and processes == 1:  # several processes agree at the end of the chunk
+                break
+        names = list(values)
+        stacked = torch.stack(self.rows)
+        if processes > 1:
+            torch.distributed.all_reduce(stacked)
+            stacked /= processes
+        self.stopping = self.trainer.strategy.reduce_boolean_decision(self.asked_to_stop, all=False)
+        table = stacked.cpu()  # (K, metrics, R): the only synchronisation of the chunk
+        finite = table.isfinite().flatten(1).all(1)
+        if not finite.all():
+            k = int(finite.logical_not().nonzero()[0, 0])
+            bad = [name for name, row in zip(names, table[k], strict=True) if not row.isfinite().all()]
+            name, update = self.key.rpartition("-")[0], self.updates - len(self.rows) + k + 1
+            raise NonFiniteLossError(
+                f"{name}: {', '.join(bad)} became non-finite at update {update}; "
+                f"last good checkpoint: {self.last_checkpoint or 'none was written yet'}"
+            )
+        if self.updates < end:
+            return
+        self.rows = []
+        means = table.mean((0, 2)).tolist()
+        rate = (self.updates - first) / (time.perf_counter() - started)
+        self.curve.append({"update": self.updates, **dict(zip(names, means, strict=True)), "updates_per_second": rate})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dynarep"] = {
+            "key": self.key,
+            "code": self.code,
+            "updates": self.updates,
+            "total": self.training_config.updates,
+            "rows": self.rows,
+            "curve": self.curve,
+            "snapshots": self.snapshots,
+            "generator": self.generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint["dynarep"]
+        self.updates, self.curve = self._resumed["updates"], self._resumed["curve"]
+        self.saved_updates = self.updates
+        self.rows, self.snapshots = self._resumed["rows"], self._resumed["snapshots"]
+
+
+class Checkpoint(pl.Callback):
+    """Ends a run, and writes ``path`` atomically: every ``checkpoint_every`` updates, at the end and where a signal stops it.
+
+    SIGINT and SIGTERM stop a run after the update at hand, or after the chunk where several processes share it; a second
+    one stops it at once. Parameters that are no longer finite are not written.
+    """
+
+    signals = signal.SIGINT, signal.SIGTERM
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingLoop)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if pl_module.asked_to_stop:
+                raise KeyboardInterrupt
+            pl_module.asked_to_stop = True
+
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, stop) for number in self.signals}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingLoop)
+        training = pl_module.training_config
+        every = math.ceil(training.checkpoint_every / training.updates_per_chunk) * training.updates_per_chunk
+        trainer.should_stop = pl_module.stopping or pl_module.updates >= training.updates
+        due = trainer.should_stop or pl_module.updates % every == 0
+        if due and all(bool(p.isfinite().all()) for p in pl_module.parameters()):
+            temporary = self.path.with_suffix(".tmp")
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                self.path.with_suffix(".sha256").unlink(missing_ok=True)
+                temporary.replace(self.path)
+                seal(self.path)
+            pl_module.last_checkpoint, pl_module.saved_updates = self.path, pl_module.updates
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._give_back()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+
+def train(
+    learner: nn.Module,
+    sources: Sources,
+    batch: Callable[[Sources, torch.Generator], Any],
+    training: TrainingConfig,
+    *,
+    run: Run,
+    shown: Sequence[str],
+    key: str,
+    advance: Advance | None = None,
+) -> None:
+    """Train ``learner`` in place; write ``curves.tsv`` and ``snapshots/<update>/`` into ``run.output``, TensorBoard logs into ``run.logs``.
+
+    Args:
+        learner: see the module docstring; it is moved to the training device and back to the CPU.
+        sources: what batches are drawn from.
+        batch: draws one from them, usually the learner's own.
+        training: length and portions.
+        run: names, seeds and folders.
+        shown: metrics shown while it runs, one or two that tell whether it learns.
+        key: from ``run_key``. A checkpoint with this key, made by the same code, is resumed; that of a finished training
+            is its result, so that a stage of several models that is stopped repeats none. The caller removes
+            ``run.checkpoints`` when all is done.
+        advance: called with the number of updates made, before each one, so that ``sample`` draws from what belongs to it.
+
+    Raises:
+        NonFiniteLossError: if a loss or metric is not finite.
+        ValueError: if the batch cannot be shared among the processes, or another number of them runs.
+        KeyboardInterrupt: on SIGINT (Ctrl-C) or SIGTERM; the message says at which update, and what was saved.
+    """
+    name, output, checkpoints, seed = run.name, run.output, run.checkpoints, run.seed
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    check_processes(run.trainer)
+    keep_freed_memory()
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    path = checkpoints / f"{name.replace('/', '-')}.ckpt"
+    code = code_digest(learner, batch)
+    module = TrainingLoop(learner, partial(batch, sources), training, key, code, seed, advance)
+    saved = saved_updates(path, key, code)
+    resume = None if saved is None else path
+    if resume:
+        module.last_checkpoint = resume
+        if process_rank(run.trainer.devices) == 0:
+            how = "trained already, in" if saved == training.updates else f"resuming at update {saved} from"
+            print(f"{run.title}: {how} {relative(resume)}", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        trainer = pl.Trainer(
+            accelerator="auto",
+            devices=run.trainer.devices,
+            num_nodes=run.trainer.num_nodes,
+            strategy=run.trainer.strategy,
+            use_distributed_sampler=False,
+            max_epochs=-1,
+            logger=TensorBoardLogger(run.logs, name="", version=""),
+            callbacks=[Checkpoint(path), TensorBoard(), Progress(run.title, shown)],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        # A generator of its own, because a loader draws a number per epoch from the global one otherwise.
+        chunks: DataLoader[Tensor] = DataLoader(torch.zeros(1, 1), generator=torch.Generator())  # type: ignore[arg-type]
+        try:
+            trainer.fit(module, chunks, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # Lightning's answer to a KeyboardInterrupt, at a second signal
+            raise KeyboardInterrupt(_where(module, name)) from None
+    if module.updates < training.updates:
+        raise KeyboardInterrupt(_where(module, name))
+    learner.load_state_dict(module.kept.state_dict())
+    learner.cpu().eval()
+    if trainer.world_size > 1:
+        trainer.strategy.barrier()
+    rows = [{name: value for name, value in row.items() if name != "updates_per_second"} for row in module.curve]
+    write_table(output / "curves.tsv", rows)
+    for update, state in module.snapshots.items():
+        model = learner.export()  # type: ignore[operator]
+        model.load_state_dict(state)
+        save_model(output / "snapshots" / f"{update:09d}", model)
+
+
+def _where(module: TrainingLoop, name: str) -> str:
+    """At which update a run stopped, and what of it is saved."""
+    saved = "nothing of it is saved"
+    if module.last_checkpoint is not None:
+        behind = module.saved_updates < module.updates
+        saved = f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {relative(module.last_checkpoint)}"
+    return f"at update {module.updates} of {module.training_config.updates} of {name}, {saved}"

@@ -1,0 +1,147 @@
+"""What a person sees of a training while it runs: progress in the terminal, and TensorBoard.
+
+Everything here reads what the engine already has on the host once per chunk, so that watching costs no synchronisation.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lightning as pl
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+HISTOGRAMS = 4
+"""How often within a run the distributions of parameters and gradients are logged."""
+
+
+class Watched(Protocol):
+    """What is read of a training.
+
+    Args:
+        updates: made so far.
+        total: of the run.
+        curve: one row per chunk that is complete: ``update``, loss, metrics, ``updates_per_second``.
+        learner: whose parameters and gradients are logged.
+    """
+
+    updates: int
+    curve: list[dict[str, float]]
+    learner: nn.Module
+
+    @property
+    def total(self) -> int: ...  # noqa: D102
+
+
+class Progress(pl.Callback):
+    """A live bar on a terminal, else a line every ``seconds``: updates, their speed, the time left and some metrics.
+
+    Args:
+        title: what is trained.
+        metrics: columns of the curve that are shown.
+        seconds: between two lines.
+    """
+
+    def __init__(self, title: str, metrics: Sequence[str], seconds: float = 15.0) -> None:
+        self.title, self.metrics, self.seconds = title, metrics, seconds
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show where the run begins, which is not the start where it is resumed."""
+        training: Watched = pl_module  # type: ignore[assignment]
+        self.began = self.said = time.monotonic()
+        self.first = training.updates
+        if sys.stderr.isatty() and trainer.is_global_zero:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+            from rich.table import Column
+
+            console = Console(stderr=True)
+            self.bar = Bar(
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=20 if console.width >= 100 else 8),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn("[cyan]{task.fields[speed]}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                console=console,
+            )
+            self.task = self.bar.add_task(self.title, total=training.total, completed=self.first, speed="", status="")
+            self.bar.start()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the last chunk."""
+        training: Watched = pl_module  # type: ignore[assignment]
+        if not trainer.is_global_zero or not training.curve:
+            return
+        now, row = time.monotonic(), training.curve[-1]
+        rate = (training.updates - self.first) / max(now - self.began, 1e-9)
+        speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        if training.updates < training.total:
+            speed += f"  {_clock((training.total - training.updates) / rate)} left"
+        status = "  ".join(f"{name} {row[name]:.4g}" for name in self.metrics)
+        if self.bar is not None:  # fields keep their width, so that nothing jumps
+            self.bar.update(self.task, completed=training.updates, speed=f"{speed:18}", status=status)
+        elif now - self.said > self.seconds or training.updates >= training.total:
+            self.said = now
+            print(
+                f"{self.title}: {training.updates:,}/{training.total:,}  {speed}  {status}", file=sys.stderr, flush=True
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave the bar as it is."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the bar as it is, so that the message follows it."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class TensorBoard(pl.Callback):
+    """Logs the curve, and ``HISTOGRAMS`` times within a run the distributions of parameters and gradients."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what a resumed run had logged before, because its output folder is new."""
+        training: Watched = pl_module  # type: ignore[assignment]
+        self.logged = 0
+        self._scalars(trainer, training)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the last chunk."""
+        training: Watched = pl_module  # type: ignore[assignment]
+        before = training.curve[self.logged - 1]["update"] if self.logged else 0
+        new = self.logged < len(training.curve)
+        self._scalars(trainer, training)
+        if (
+            new
+            and trainer.is_global_zero
+            and training.updates * HISTOGRAMS // training.total > before * HISTOGRAMS // training.total
+        ):
+            writer: SummaryWriter = trainer.logger.experiment  # type: ignore[union-attr]
+            trained = ((n, p) for n, p in training.learner.named_parameters() if p.requires_grad)
+            for name, parameter in trained:
+                values = {"parameters": parameter.detach(), "gradients": parameter.grad}
+                for kind, tensor in values.items():
+                    if tensor is not None and tensor.numel() > 1 and bool(tensor.isfinite().all()):
+                        writer.add_histogram(f"{kind}/{name}", tensor, training.updates, bins=64)
+
+    def _scalars(self, trainer: pl.Trainer, training: Watched) -> None:
+        for row in training.curve[self.logged :]:
+            values = {name: value for name, value in row.items() if name != "update"}
+            trainer.logger.log_metrics(values, step=int(row["update"]))  # type: ignore[union-attr]
+        self.logged = len(training.curve)

@@ -1,0 +1,27 @@
+"""Make the policy of one entry of ``learn``."""
+
+from dynarep.pipeline.run import Stage, stage_main
+
+
+def main(stage: Stage) -> None:
+    """Write the policy and its curves into ``artifacts/learn/<entry>``."""
+    from dynarep.data.shards import read_rewards
+    from dynarep.pipeline.artifacts.storage import save_artifact
+    from dynarep.pipeline.entries import NONE
+    from dynarep.pipeline.learn import learn
+
+    entry = stage.read_entry()
+    inputs = entry.inputs
+    dataset, demonstrations = stage.dataset(inputs.dataset), stage.dataset(inputs.demonstrations)
+    encoder = stage.encoder(inputs.encoder, f"{entry.where}.encoder", dataset.spec.observation_dim)
+    rewards = None
+    if inputs.rewards != NONE:
+        rewards = read_rewards(stage.artifacts / "relabel" / inputs.rewards, dataset)
+    with stage.output() as folder:
+        policy, facts = learn(entry, dataset, demonstrations, encoder, rewards, stage.run(folder))
+        named = {"kind": entry.kind, "demonstrations": demonstrations.name, "rewards": inputs.rewards}
+        save_artifact(folder, policy, {**stage.provenance(dataset, demonstrations), **named, **facts})
+
+
+if __name__ == "__main__":
+    stage_main("learn", main, entries=True)
