@@ -1,29 +1,30 @@
-"""Play every trained policy in its environment and score it."""
+"""Play the policy of one entry of ``learn`` in the environment of section ``evaluate``."""
 
-from dynarep.pipeline.run import Stage, stage_main, write_json, write_table
+from dynarep.pipeline.run import Stage, stage_main
 
 
 def main(stage: Stage) -> None:
-    """Write scores and raw returns into ``metrics.json`` and ``returns.json``, and films into ``clips``."""
+    """Write what is known of each episode into ``returns.json`` and ``returns.tsv``, and a film into ``clip``."""
     import json
     from dataclasses import replace
+    from functools import partial
 
-    from dynarep.pipeline.playing.clips import make_clips
-    from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate, print_scores, return_rows
+    from dynarep.pipeline.playing.clips import film_policy, make_clip
+    from dynarep.pipeline.playing.evaluate import evaluate, return_rows
+    from dynarep.pipeline.playing.play import EvaluateConfig
+    from dynarep.pipeline.tables import write_json, write_table
 
     settings = stage.config(EvaluateConfig)
     if stage.smoke:
         settings = replace(settings, episodes=1, max_steps=50, workers=1)
     with stage.output() as folder:
-        metrics, returns = evaluate(settings, stage.artifacts, engine=stage.engine())
-        write_json(folder / "metrics.json", metrics)
+        returns = evaluate(stage.entry, settings, stage.artifacts, cluster=stage.cluster())
         (folder / "returns.json").write_text(json.dumps(returns) + "\n")
         write_table(folder / "returns.tsv", return_rows(returns))
         if settings.clips is not None:
-            (folder / "clips").mkdir()
-            write_json(folder / "clips" / "clips.json", make_clips(settings, stage.artifacts, folder / "clips"))
-    print_scores(metrics)
+            film = partial(film_policy, settings, stage.entry, stage.artifacts / "learn" / stage.entry)
+            write_json(folder / "clip.json", make_clip(settings, stage.entry, film, folder))
 
 
 if __name__ == "__main__":
-    stage_main("evaluate", main)
+    stage_main("evaluate", main, entries=True)

@@ -14,11 +14,11 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,9 @@ from dynarep.data.parallel import one_thread
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset
 from dynarep.pipeline.playing.environments import EvaluationError, make_environment
-from dynarep.pipeline.playing.evaluate import (
-    RANDOM,
-    Actor,
-    EvaluateConfig,
-    RandomPolicy,
-    available_cores,
-    find_policies,
-    read_json,
-    rollout,
-)
+from dynarep.pipeline.playing.motion import MotionConfig
+from dynarep.pipeline.playing.play import Actor, EvaluateConfig, play_block
 
-EXPERT = "expert"
 TRACKING = "track"
 """The camera of Gymnasium's locomotion models that follows the body."""
 
@@ -70,46 +61,27 @@ class Clip:
     facts: dict[str, Any]
 
 
-def make_clips(settings: EvaluateConfig, artifacts: Path, folder: Path) -> dict[str, Any]:
-    """Film every policy, a random one and the expert, and write one strip of frames each.
+def make_clip(settings: EvaluateConfig, name: str, film: Callable[[], Clip], folder: Path) -> dict[str, Any]:
+    """Make one film and write its strip of frames.
 
     Args:
         settings: of the evaluation; ``settings.clips`` must be set.
-        artifacts: root of the stages' folders.
-        folder: receives ``<name>.webp``, the frames of a clip one below the other.
+        name: of what is filmed.
+        film: makes it, see ``film_policy`` and ``film_recording``.
+        folder: receives ``<name>.webp``, the frames one below the other.
 
     Returns:
-        What ``clips.json`` holds: ``seconds_per_frame``, under ``clips`` by name ``file``, ``frames`` and the facts of
-        ``Clip``, under ``notices`` by name why there is no clip; the name is empty where no renderer works at all.
+        What ``clip.json`` holds: ``seconds_per_frame`` and either ``file``, ``frames`` and the facts of ``Clip`` or the
+        ``notice`` that says why there is no film.
     """
-    assert settings.clips is not None
-    jobs: dict[str, Callable[[], Clip]] = {}
-    demonstrations = _demonstrations(artifacts)
-    if demonstrations is not None:
-        jobs[EXPERT] = partial(film_recording, settings, artifacts / "shards" / demonstrations)
-    for name, policy in {**find_policies(artifacts), RANDOM: None}.items():
-        jobs[name] = partial(film_policy, settings, name, policy)
     per_frame, _ = _timing(settings)
-    index: dict[str, Any] = {"seconds_per_frame": per_frame / _steps_per_second(settings), "clips": {}, "notices": {}}
+    about: dict[str, Any] = {"seconds_per_frame": per_frame / _steps_per_second(settings)}
     try:
-        for name, clip in _filmed(jobs, settings.workers or available_cores()):
-            if isinstance(clip, RenderingError):
-                index["notices"][name] = str(clip)
-            else:
-                write_strip(folder / f"{name}.webp", clip.frames)
-                index["clips"][name] = {"file": f"{name}.webp", "frames": len(clip.frames), **clip.facts}
+        clip = _filmed(film)
+        write_strip(folder / f"{name}.webp", clip.frames)
+        return {**about, "file": f"{name}.webp", "frames": len(clip.frames), **clip.facts}
     except RenderingError as error:
-        index["notices"][""] = str(error)
-    return index
-
-
-def _demonstrations(artifacts: Path) -> str | None:
-    """Dataset of the expert that the first policy with demonstrations has seen."""
-    for folder in find_policies(artifacts).values():
-        name = read_json(folder / "metadata.json").get("demonstrations")
-        if name is not None:
-            return str(name)
-    return None
+        return {**about, "notice": str(error)}
 
 
 # Renderers
@@ -124,24 +96,25 @@ def renderers() -> list[str | None]:
     return ["egl", "osmesa", *(["glfw"] if os.environ.get("DISPLAY") else [])]
 
 
-def _filmed(jobs: dict[str, Callable[[], Clip]], workers: int) -> Iterator[tuple[str, Clip | RenderingError]]:
-    """Run the jobs with the first renderer that works.
+def _filmed(film: Callable[[], Clip]) -> Clip:
+    """Run the job with the first renderer that works.
 
     Raises:
-        RenderingError: if none does.
+        RenderingError: if none does, or the film cannot be made.
     """
     faults = []
     for renderer in renderers():
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, _use_renderer, (renderer,)) as pool:
+        with ProcessPoolExecutor(1, context, _use_renderer, (renderer,)) as pool:
             try:
-                films = list(pool.map(_attempt, jobs.values()))
+                clip = pool.submit(_attempt, film).result()
             except (BrokenProcessPool, _RendererError) as error:
                 faults.append(f"{renderer or 'default'}: {error}")
                 pool.shutdown(cancel_futures=True)
                 continue
-        yield from zip(jobs, films, strict=True)
-        return
+        if isinstance(clip, RenderingError):
+            raise clip
+        return clip
     raise RenderingError(f"no renderer works ({'; '.join(faults)}). {HOW_TO_RENDER}")
 
 
@@ -221,21 +194,23 @@ class _Recorder:
     def replicas(self) -> int:
         return self.policy.replicas
 
+    def reset(self, seed: tuple[int, ...]) -> None:
+        self.policy.reset(seed)
+
     def act(self, observations: Tensor) -> Tensor:
         actions = self.policy.act(observations)
         self.actions.append(actions[0, 0].numpy().copy())
         return actions
 
 
-def film_policy(settings: EvaluateConfig, name: str, folder: Path | None) -> Clip:
-    """The first seconds of a policy's first episode; uniform random actions where there is no folder."""
-    from dynarep.pipeline.artifacts.storage import load_policy
+def film_policy(settings: EvaluateConfig, name: str, folder: Path) -> Clip:
+    """The first seconds of a policy's first episode."""
+    from dynarep.pipeline.artifacts.storage import load_policy_model
 
     per_frame, steps = _timing(settings)
-    policy = load_policy(folder) if folder else RandomPolicy(settings.make().action_space, (settings.seed, 0))
-    recorder = _Recorder(policy)
-    short = replace(settings, max_steps=steps, motion=None)
-    length = int(rollout(recorder, name, short, first=0).lengths[0, 0])
+    recorder = _Recorder(load_policy_model(folder))
+    short = replace(settings, max_steps=steps, motion=MotionConfig())
+    length = int(play_block(recorder, name, short, first=0).lengths[0, 0])
 
     stage, width = _rendering(settings)
     stage.reset(seed=settings.seed)

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynarep.configs.params import config
-from dynarep.pipeline.methods.rewards.ailot import squared_distance
 from dynarep.pipeline.nn.networks import Normaliser
-from dynarep.pipeline.transport import RELAXATION, sinkhorn
+from dynarep.pipeline.transport import RELAXATION, sinkhorn, squared_distance
 
 EPSILON = 0.01
 """Regularisation, relative to the mean squared distance between states of the episode and of the motion."""
@@ -39,21 +37,19 @@ class MotionConfig:
     """The motion that episodes are compared with.
 
     Args:
-        dataset: a prepared dataset of observations; of several episodes the nearest one counts.
-        space: ``intent`` compares psi(s) of the encoder in ``artifacts/pretrain_intent``, in the unit in which the squared
-            distance of one step is 1 on average; ``standardised`` compares observations.
-        scale: for ``standardised``, the prepared dataset whose means and deviations are used; null: the motion's own.
+        dataset: a prepared dataset of observations; of several episodes the nearest one counts; ``none``: no motion.
+        space: the entry of ``pretrain`` in whose first space states are compared, in the unit in which the squared distance of
+            one step is 1 on average where the encoder is calibrated; ``none``: observations standardised by the motion's own
+            moments.
     """
 
-    dataset: str
-    space: Literal["intent", "standardised"] = "intent"
-    scale: str | None = None
+    dataset: str = "none"
+    space: str = "none"
 
-    def __post_init__(self) -> None:
-        if self.scale is not None and self.space != "standardised":
-            raise ValueError(
-                f"scale: found {self.scale!r}, but space {self.space} has a scale of its own; expected null"
-            )
+    @property
+    def named(self) -> bool:
+        """Whether there is a motion."""
+        return self.dataset != "none"
 
 
 @dataclass(frozen=True)
@@ -86,31 +82,30 @@ def load_motion(c: MotionConfig, artifacts: Path, observation_dim: int) -> Motio
         ValueError: if a dataset is not prepared or not of this size, or the encoder is missing or does not fit.
     """
     from dynarep.data.shards import load_dataset
-    from dynarep.pipeline.artifacts.storage import ArtifactError, load_intent_encoder
+    from dynarep.pipeline.artifacts.storage import ArtifactError, load_encoder_model
 
     motion = load_dataset(artifacts / "shards" / c.dataset)
-    moments = motion if c.scale is None else load_dataset(artifacts / "shards" / c.scale)
-    for key, dataset in (("dataset", motion), ("scale", moments)):
-        found = dataset.spec.observation_dim
-        if found != observation_dim:
-            raise ValueError(
-                f"evaluate.motion.{key}: observations of {dataset.name} have {found} numbers, those of the environment "
-                f"{observation_dim}"
-            )
+    found = motion.spec.observation_dim
+    if found != observation_dim:
+        raise ValueError(
+            f"evaluate.motion.dataset: observations of {motion.name} have {found} numbers, those of the environment "
+            f"{observation_dim}"
+        )
     embed: Callable[[Tensor], Tensor]
-    if c.space == "intent":
+    if c.space == "none":
+        mean, std = (torch.tensor(motion.statistics[f"observation_{moment}"]) for moment in ("mean", "std"))
+        embed = Normaliser(mean, std)
+    else:
         try:
-            encoder = load_intent_encoder(artifacts / "pretrain_intent", observation_dim=observation_dim)
+            encoder = load_encoder_model(artifacts / "pretrain" / c.space, observation_dim=observation_dim)
         except ArtifactError as error:
-            raise ValueError(f"evaluate.motion.space: intent needs the encoder of pretrain_intent: {error}") from error
-        unit = encoder.calibration[0].sqrt()
+            raise ValueError(f"evaluate.motion.space: needs the encoder of pretrain.{c.space}: {error}") from error
+        calibration = encoder.calibration_of(encoder.spaces[0])
+        unit = torch.ones(()) if calibration is None else calibration[0].sqrt()
 
         def embed(observations: Tensor) -> Tensor:
             return encoder.embed(observations.unsqueeze(0))[0] * unit
 
-    else:
-        mean, std = (torch.tensor(moments.statistics[f"observation_{moment}"]) for moment in ("mean", "std"))
-        embed = Normaliser(mean, std)
     with torch.no_grad():
         return Motion(embed, [embed(torch.from_numpy(episode.current)) for episode in motion.episodes])
 

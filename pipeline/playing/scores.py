@@ -57,6 +57,14 @@ def bootstrap_interval(
     return stratified_interval([values], confidence=confidence, resamples=resamples, seed=seed)
 
 
+def mean_interval(
+    values: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """As ``bootstrap_interval``, of the mean."""
+    means = _resampled([values], resamples, np.random.default_rng(seed)).mean(1)
+    return _percentiles(means, confidence)
+
+
 def stratified_interval(
     strata: Sequence[ArrayLike], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
@@ -101,13 +109,20 @@ def _resampled_means(
     strata: Sequence[ArrayLike], resamples: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Interquartile means (resamples,) of replicas and episodes drawn within each stratum."""
+    return np.asarray(trim_mean(_resampled(strata, resamples, generator), 0.25, axis=1))
+
+
+def _resampled(
+    strata: Sequence[ArrayLike], resamples: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Replicas and episodes drawn within each stratum, (resamples, scores)."""
     samples = []
     for values in (np.asarray(values, dtype=np.float64) for values in strata):
         replicas, episodes = values.shape
         rows = generator.integers(replicas, size=(resamples, replicas, 1))
         columns = generator.integers(episodes, size=(resamples, replicas, episodes))
         samples.append(values[rows, columns].reshape(resamples, -1))
-    return np.asarray(trim_mean(np.concatenate(samples, 1), 0.25, axis=1))
+    return np.concatenate(samples, 1)
 
 
 def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float, float]:

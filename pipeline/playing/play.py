@@ -1,0 +1,187 @@
+"""The player: an environment and a policy make episodes. Evaluation and films use it.
+
+Every policy plays the same episodes: episode e of every replica starts from environment seed ``seed + e``. Episodes are
+played in blocks of fixed size that do not depend on the number of workers, and a policy is always asked about a whole
+block, finished episodes included, because the last bits of a matrix product depend on its shape and control problems
+amplify them. So a return depends on the policy, the environment and the seed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dynarep.configs.params import Field, config
+from dynarep.pipeline.playing.environments import EvaluationError, family, make_environment, succeeded
+from dynarep.pipeline.playing.motion import Motion, MotionConfig
+
+BLOCK = 5
+BOUNDS_TOLERANCE = 1e-5
+
+
+class Actor(Protocol):
+    """What plays episodes, as ``dynarep.pipeline.nn.models.ActingModel`` has it."""
+
+    @property
+    def replicas(self) -> int: ...  # noqa: D102
+
+    def reset(self, seed: tuple[int, ...]) -> None:
+        """Begin a block of episodes."""
+
+    def act(self, observations: Tensor) -> Tensor:
+        """Actions (R, B, act_dim) within the bounds for observations (R, B, obs_dim)."""
+
+
+@config
+class ClipsConfig:
+    """Short films of every policy and of the expert, which ``dynarep.pipeline.playing.clips`` makes.
+
+    Args:
+        seconds: of the environment's time, from the start of an episode.
+        fps: frames per second of the environment's time.
+        width: of a frame, in pixels.
+    """
+
+    seconds: float = Field(default=3.0, gt=0)
+    fps: float = Field(default=12.5, gt=0)
+    width: int = Field(default=240, ge=16)
+
+
+@config
+class EvaluateConfig:
+    """Settings of the evaluation.
+
+    Args:
+        env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it.
+        env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
+        observations: entries of dictionary observations, side by side in this order; null: those of
+            ``docs/environments.md``.
+        episodes: per replica of a policy.
+        seed: episode e starts from environment seed ``seed + e``, for every policy and replica.
+        workers: processes to play in, where the section ``cluster`` names neither Ray nor a number; null: one per available
+            core. Results do not depend on it.
+        max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
+        snapshots: play the snapshots of every policy, too, as ``<policy>@<update>``.
+        demonstrations: prepared dataset of what the scores are compared with; ``none``: nothing.
+        motion: measure how far episodes are from a motion, too.
+        clips: film the start of each policy's first episode; null: no films.
+    """
+
+    env: str
+    env_options: dict[str, Any] = Field(default_factory=dict)
+    observations: tuple[str, ...] | None = Field(default=None, min_length=1)
+    episodes: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+    workers: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    snapshots: bool = False
+    demonstrations: str = "none"
+    motion: MotionConfig = MotionConfig()
+    clips: ClipsConfig | None = None
+
+    def make(self) -> Any:
+        """The environment, as ``make_environment`` makes it."""
+        return make_environment(self.env, self.env_options, self.observations)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What is kept of a policy's episodes.
+
+    Args:
+        returns: (R, E).
+        lengths: (R, E).
+        successes: (R, E), 1 where a step of the episode was a success, 0 where none was, NaN where the environment said
+            nothing of it.
+        distances: (R, E) to a motion; NaN without one.
+        states: of each replica's episodes, the states s_0..s_{T-1} (T, obs_dim) in which the policy was asked; none where
+            they are not needed any more.
+    """
+
+    returns: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    successes: NDArray[np.float64]
+    distances: NDArray[np.float64]
+    states: list[list[NDArray[np.float32]]] = field(default_factory=list)
+
+    def compared(self, motion: Motion) -> Rollouts:
+        """With the distances of the episodes to a motion, and without their states."""
+        distances = [[motion.distance(states) for states in episodes] for episodes in self.states]
+        return replace(self, distances=np.array(distances), states=[])
+
+
+def play_block(policy: Actor, name: str, settings: EvaluateConfig, first: int) -> Rollouts:
+    """Play one block: episodes ``first`` to ``first + BLOCK - 1`` (at most ``settings.episodes``) of all replicas.
+
+    Args:
+        policy: asked once per step for (R, BLOCK, obs_dim) observations.
+        name: of the policy, for messages.
+        settings: of the evaluation.
+        first: index of the block's first episode.
+
+    Returns:
+        Those of the block, with the states of the episodes if a motion is to be compared.
+
+    Raises:
+        EvaluationError: if actions are not finite, out of bounds or of the wrong shape, or a return is not finite.
+    """
+    replicas, episodes = policy.replicas, min(BLOCK, settings.episodes - first)
+    policy.reset((settings.seed, first))
+    environments = {(replica, episode): settings.make() for replica in range(replicas) for episode in range(episodes)}
+    sample = environments[0, 0]
+    low, high = sample.action_space.low - BOUNDS_TOLERANCE, sample.action_space.high + BOUNDS_TOLERANCE
+    limit = settings.max_steps or sample.spec.max_episode_steps
+    if limit is None:
+        raise EvaluationError(f"env {settings.env!r} has no limit of steps of its own; set evaluate.max_steps")
+    observations = np.zeros((replicas, BLOCK, *sample.observation_space.shape), dtype=np.float32)
+    returns = np.zeros((replicas, episodes))
+    lengths = np.zeros((replicas, episodes), dtype=np.int64)
+    successes = np.full((replicas, episodes), np.nan)
+    states: dict[tuple[int, int], list[NDArray[np.float32]]] = {where: [] for where in environments}
+    for (replica, episode), environment in environments.items():
+        observations[replica, episode], _ = environment.reset(seed=settings.seed + first + episode)
+    running = list(environments)
+    with torch.inference_mode():
+        while running:
+            actions = policy.act(torch.from_numpy(observations)).numpy()
+            if actions.shape != (replicas, BLOCK, *low.shape):
+                expected = (replicas, BLOCK, *low.shape)
+                raise EvaluationError(f"policy {name!r}: actions have shape {actions.shape}, expected {expected}")
+            within = ((actions >= low) & (actions <= high)).all(-1)
+            still_running = []
+            for replica, episode in running:
+                action, environment = actions[replica, episode], environments[replica, episode]
+                if not within[replica, episode]:
+                    where = f"replica {replica}, episode {first + episode}, step {lengths[replica, episode]}"
+                    raise EvaluationError(
+                        f"policy {name!r}, {where}: action {action.tolist()} is not within the bounds of "
+                        f"{settings.env}, {sample.action_space}"
+                    )
+                if settings.motion.named:
+                    states[replica, episode].append(observations[replica, episode].copy())
+                observations[replica, episode], reward, terminated, truncated, info = environment.step(action)
+                returns[replica, episode] += reward
+                if (success := succeeded(info)) is not None:
+                    successes[replica, episode] = np.fmax(successes[replica, episode], success)
+                lengths[replica, episode] += 1
+                if terminated or truncated or lengths[replica, episode] >= limit:
+                    environment.close()
+                else:
+                    still_running.append((replica, episode))
+            running = still_running
+    if not np.isfinite(returns).all():
+        replica, episode = np.argwhere(~np.isfinite(returns))[0]
+        raise EvaluationError(
+            f"policy {name!r}, replica {replica}, episode {first + episode}: the return is not finite"
+        )
+    if family(settings.env).sparse:
+        successes = np.fmax(successes, returns > 0)
+    visited = []
+    if settings.motion.named:
+        visited = [[np.stack(states[replica, e]) for e in range(episodes)] for replica in range(replicas)]
+    return Rollouts(returns, lengths, successes, np.full_like(returns, np.nan), visited)
