@@ -6,10 +6,12 @@ Nothing in a folder is a pickle, and what is in it follows from what it was made
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import subprocess
-from hashlib import file_digest
+import sys
+from hashlib import file_digest, sha256
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any, cast
@@ -68,6 +70,7 @@ def save_artifact(folder: Path, model: Model, metadata: dict[str, Any]) -> None:
     """Write ``model`` into ``folder``, which must exist: ``ARTIFACT_FILES``."""
     model = model.cpu().eval().requires_grad_(False)
     save_model(folder, model)
+    metadata = {**metadata, "code": code_of(model)}
     (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")
     (folder / "README.md").write_text(_readme(model, metadata))
 
@@ -87,6 +90,11 @@ def save_model(folder: Path, model: Model) -> None:
         "sha256": weights_digest(folder),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def code_of(model: Model) -> str:
+    """Digest of the file that says what a model computes, so that what reads an artifact changes with it."""
+    return sha256(inspect.getsource(sys.modules[type(model).__module__]).encode()).hexdigest()
 
 
 def weights_digest(folder: Path) -> str:
@@ -169,7 +177,7 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
             normaliser is missing, not finite or of another type, or ``observation_dim`` differs.
     """
     config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-    room, kind, architecture, sha256 = _read_config(config_path)
+    room, kind, architecture, digest = _read_config(config_path)
     try:
         model_class = find_model(room, kind, f"{config_path}: kind")
         chosen = validate(model_class.Architecture, architecture, f"{config_path}: architecture")
@@ -182,8 +190,8 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
     if sum(tensor.numel() for tensor in wanted.values()) > LARGEST:
         raise ArtifactError(f"{config_path}: architecture: asks for more than {LARGEST:,} weights")
     try:
-        if sha256 is not None and (found := weights_digest(Path(folder))) != sha256:
-            raise ArtifactError(f"{weights_path}: sha256 is {found}, config.json says {sha256}: the file has changed")
+        if digest is not None and (found := weights_digest(Path(folder))) != digest:
+            raise ArtifactError(f"{weights_path}: sha256 is {found}, config.json says {digest}: the file has changed")
         state = load_file(weights_path)
     except FileNotFoundError:
         raise ArtifactError(f"{weights_path}: no such file") from None
