@@ -246,10 +246,11 @@ def datasets_of(values: Mapping[str, Any]) -> dict[str, str]:
             for key in ("dataset", "demonstrations"):
                 if isinstance(entry, dict) and entry.get(key, NONE) != NONE:
                     found.setdefault(entry[key], f"{section}.{name}.{key}")
-    motion = (values.get("evaluate") or {}).get("motion") or {}
-    for key in ("dataset", "scale"):
-        if motion.get(key) not in (None, NONE):
-            found.setdefault(motion[key], f"evaluate.motion.{key}")
+    evaluate = values.get("evaluate") or {}
+    named = {"demonstrations": evaluate.get("demonstrations"), "motion.dataset": (evaluate.get("motion") or {}).get("dataset")}
+    for key, name in named.items():
+        if name not in (None, NONE):
+            found.setdefault(name, f"evaluate.{key}")
     return found
 
 

@@ -80,7 +80,7 @@ def named(stage: str, dvc: dict) -> set[str]:
         path = ROOT / dep
         if path.is_dir():
             files |= {file.relative_to(ROOT).as_posix() for file in path.rglob("*.py")}
-        elif dep.endswith(".py"):
+        elif dep.endswith(".py") and "${" not in dep:
             files.add(dep)
     return files
 
