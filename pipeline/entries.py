@@ -234,7 +234,7 @@ def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str
     if needs.encoder and not needs.optional_encoder and inputs.encoder == NONE:
         spaces = " and ".join(needs.encoder)
         raise ParamsError(f"{where}.encoder: found none, expected an entry of pretrain with {spaces}; {method.kind} reads it")
-    if not needs.encoder and inputs.encoder != NONE:
+    if not needs.encoder and not needs.optional_encoder and inputs.encoder != NONE:
         raise ParamsError(f"{where}.encoder: found {inputs.encoder!r}, expected none; {method.kind} reads no encoder")
 
 

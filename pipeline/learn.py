@@ -55,7 +55,8 @@ def learn(
     spec = demonstrations.spec if demonstrations.spec.action_dim else dataset.spec
     moments = observation_moments(dataset, absorbing=needs.absorbing is not None)
     bounds = spec.action_low, spec.action_high
-    world = World(run.replicas, *moments, *bounds, needs.absorbing is not None, encoder)
+    latents = None if encoder is None else latent_moments(encoder, dataset)
+    world = World(run.replicas, *moments, *bounds, needs.absorbing is not None, encoder, latents)
     try:
         learner = method.build(c, world)
         scaled = None if rewards is None else scaled_rewards(dataset, rewards, run.replicas, inputs).to(device)
@@ -101,6 +102,21 @@ def _train(learner: Learner, entry: Entry[LearnInputs], sources: Sources, run: R
         if phase.finish is not None:
             phase.learner.to(sources.device)
             phase.finish(sized)
+
+
+@torch.no_grad()
+def latent_moments(encoder: Encoder, dataset: Dataset) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of the points of the encoder's first space over a dataset, (R, 1, d) each; None if it reads actions."""
+    if encoder.spaces[0] in encoder.reads_actions:
+        return None
+    total = squares = torch.zeros((), dtype=torch.float64)
+    count = 0
+    for episode in dataset.episodes:
+        points = encoder.embed(torch.from_numpy(episode.current)[None]).double()
+        total, squares = total + points.sum(1, keepdim=True), squares + points.square().sum(1, keepdim=True)
+        count += points.shape[1]
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
 def scaled_rewards(dataset: Dataset, rewards: Rewards, replicas: int, c: LearnInputs) -> Tensor:
@@ -158,6 +174,8 @@ def _check(
             )
     if encoder is None:
         return
+    if not needs.encoder and encoder.spaces[0] in encoder.reads_actions:
+        raise ValueError(f"{where}.encoder: {entry.inputs.encoder} reads actions, expected an encoder of states")
     missing = set(needs.encoder) - set(encoder.spaces)
     if missing:
         raise ValueError(

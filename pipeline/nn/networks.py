@@ -110,6 +110,8 @@ class MLP(nn.Module):
         self.hidden_activation = ACTIVATIONS[hidden_activation]
         self.final_activation = ACTIVATIONS[final_activation] if final_activation else None
         self.layer_norm = layer_norm
+        self.dropout = 0.0
+        """Share of the hidden activations that are dropped while the network is trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*stack, B, sizes[0]) to (*stack, B, sizes[-1])."""
@@ -117,6 +119,8 @@ class MLP(nn.Module):
             x = self.hidden_activation(layer(x))
             if self.layer_norm:
                 x = nn.functional.layer_norm(x, x.shape[-1:])
+            if self.dropout and self.training:
+                x = nn.functional.dropout(x, self.dropout)
         x = self.layers[-1](x)
         return self.final_activation(x) if self.final_activation else x
 

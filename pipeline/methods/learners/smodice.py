@@ -76,7 +76,7 @@ class SMODICEConfig:
     max_weight: float = Field(default=100.0, gt=1)
     """Largest weight of a transition, in units of the mean weight."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the actor's standardised observation."""
+    """Of the actor's hidden activations."""
     absorbing: bool = False
     """Lead terminated episodes into an absorbing state; an encoder must have been trained so, too."""
     discriminator: TrainingConfig = TrainingConfig(updates=800)
