@@ -64,7 +64,9 @@ def test_an_entry_depends_on_every_input_that_it_can_name(section: str) -> None:
     for key in keys[section]:
         assert f"${{item.{key}}}" in deps
     fields = set(INPUTS[section].__dataclass_fields__)
-    inputs = {name for name in fields if name in ("dataset", "demonstrations", "initial", "space", "encoder", "rewards")}
+    inputs = {
+        name for name in fields if name in ("dataset", "demonstrations", "initial", "space", "encoder", "rewards")
+    }
     assert inputs == set(keys[section])
 
 
