@@ -22,6 +22,9 @@ from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.device import training_device
 from dynarep.pipeline.training.run import Run, digest, run_key
 
+EXPERT_STEPS, DATA_STEPS = 1, 10
+"""Steps in the absorbing state after a demonstration and after an episode of the dataset, as ValueDICE has them."""
+
 Rewards = Mapping[str, Tensor | NDArray[np.float32]]
 """Per episode id, (R or 1, T)."""
 
@@ -65,7 +68,7 @@ def learn(
 
         def table(role: str) -> TransitionTable:
             if role not in made:
-                episodes = absorbed(tables[role].episodes, needs)
+                episodes = absorbed(tables[role].episodes, needs, EXPERT_STEPS if role == "demonstrations" else DATA_STEPS)
                 made[role] = TransitionTable.from_episodes(episodes, device=device)
             return made[role]
 
@@ -142,8 +145,8 @@ def scaled_rewards(dataset: Dataset, rewards: Rewards, replicas: int, c: LearnIn
     return (flat + c.reward_bias).expand(replicas, -1).contiguous()
 
 
-def absorbed(episodes: list[Episode], needs: Needs) -> list[Episode]:
-    """Episodes as a method reads them, led into an absorbing state where it asks for that.
+def absorbed(episodes: list[Episode], needs: Needs, steps: int) -> list[Episode]:
+    """Episodes as a method reads them, led into an absorbing state where it asks for that, with ``steps`` for so many steps.
 
     With ``discounted`` the absorbing state stands for as many steps as it has mass in the discounted occupancy: after T steps
     that mass is gamma^T, that of the steps before 1 - gamma^T; so T gamma^T / (1 - gamma^T) steps stand for it where all of the
@@ -152,7 +155,7 @@ def absorbed(episodes: list[Episode], needs: Needs) -> list[Episode]:
     if needs.absorbing is None:
         return episodes
     if needs.absorbing == "steps":
-        return with_absorbing_states(episodes)
+        return with_absorbing_states(episodes, steps)
     mass = [needs.gamma**e.length for e in episodes]
     repeats = [round(e.length * m / (1.0 - m)) for e, m in zip(episodes, mass, strict=True)]
     return [with_absorbing_states([e], n)[0] for e, n in zip(episodes, repeats, strict=True)]

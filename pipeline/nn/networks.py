@@ -144,3 +144,32 @@ class Normaliser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardise (..., dim)."""
         return (x - self.mean) / (self.std + 1e-3)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """What ``forward`` made x of."""
+        return x * (self.std + 1e-3) + self.mean
+
+
+class ActionScale(nn.Module):
+    """Maps actions from their bounds to [-1, 1] and back, so that the unit of actions does not matter to a network.
+
+    Args:
+        low: lower bounds.
+        high: upper bounds.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Sequence[float], high: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """From the bounds to [-1, 1]."""
+        return (actions - 0.5 * (self.low + self.high)) / (0.5 * (self.high - self.low))
+
+    def inverse(self, unit: Tensor) -> Tensor:
+        """From [-1, 1] to the bounds."""
+        return 0.5 * (self.low + self.high) + unit * (0.5 * (self.high - self.low))

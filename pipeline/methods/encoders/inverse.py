@@ -28,7 +28,7 @@ from dynarep.data.resident import Batch
 from dynarep.pipeline.method import EncoderMethod, Needs, Sources, World
 from dynarep.pipeline.nn.functional import Losses
 from dynarep.pipeline.nn.models import Encoder
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
 
 CHANGE = 3.0
 """Weight of the change beside the state, about one over the size of a step in standardised observations."""
@@ -106,8 +106,7 @@ class InverseModel(EncoderMethod):
         dim = mean.shape[-1]
         self.weight = nn.Parameter(torch.randn(replicas, dim, c.latent_dim) * 0.5 * dim**-0.5)
         self.head = MLP((replicas,), (2 * c.latent_dim, *c.hidden, len(low)), layer_norm=True)
-        self.register_buffer("centre", (torch.tensor(low) + torch.tensor(high)) / 2)
-        self.register_buffer("half", (torch.tensor(high) - torch.tensor(low)) / 2)
+        self.scale = ActionScale(low, high)
 
     @classmethod
     def needs(cls, c: InverseConfig) -> Needs:
@@ -140,7 +139,7 @@ class InverseModel(EncoderMethod):
         c = self.config
         now, following = self.latent(torch.cat([batch.observations, batch.next_observations], 1)).chunk(2, 1)
         told = self.head(torch.cat([now, CHANGE * (following - now)], -1))
-        error = (told - (batch.actions - self.centre) / self.half).square().mean((-1, -2))
+        error = (told - self.scale(batch.actions)).square().mean((-1, -2))
         norms = (self.weight.square().sum(-1) + 1e-12).sqrt()
         kept = kept_numbers(norms.detach(), c.threshold).sum((-1, -2))
         return Losses(error + c.lasso * norms.sum(-1), {"squared_error": error.detach(), "kept": kept})
