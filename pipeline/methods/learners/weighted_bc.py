@@ -6,15 +6,17 @@ the rest of the episode, in place of the advantage.
 | here | what |
 |---|---|
 | G_t = sum_k gamma^k r_{t+k} within the episode; r_t itself with gamma = 0 | ``suffix_returns`` |
-| w_t = min(exp(beta (G_t - max G) / std G), bound) | ``cloning_weights`` |
+| w_t = exp(beta (min(G_t, q) - q) / std G), q the quantile 1 - 1 / b of G | ``cloning_weights`` |
 | -E_w log pi(a|s) | ``cloning.Cloning.losses`` on transitions drawn in proportion to w |
 
 A whole episode need not be good for a part of it to be worth cloning, so this also works on play data, in which episodes are no
-units. G is divided by its deviation over all transitions, so the unit of the rewards does not matter.
+units. G is divided by its deviation over all transitions, so the unit of the rewards does not matter. At least a share 1 / b of the
+transitions has the largest weight, so none weighs more than b times the mean.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ class WeightedBCConfig(CloningConfig):
     gamma: float = Field(default=0.99, ge=0, lt=1)
     """Discount of the sum over the rest of the episode; 0 takes the reward of the transition alone."""
     max_weight: float = Field(default=1000.0, gt=1)
-    """Largest weight of a transition, in units of the mean weight."""
+    """b: bound on the weight of a transition, in units of the mean weight."""
 
 
 def suffix_returns(rewards: Tensor, lengths: list[int], gamma: float) -> Tensor:
@@ -52,7 +54,7 @@ def suffix_returns(rewards: Tensor, lengths: list[int], gamma: float) -> Tensor:
 
 
 def cloning_weights(returns: Tensor, temperature: float, max_weight: float) -> Tensor:
-    """exp(beta (G - max G) / std G), bounded: (R, N) -> (R, N), in units of their mean.
+    """exp(beta (min(G, q) - q) / std G) with at least N / b values of G at q or above: (R, N) -> (R, N), in units of their mean.
 
     Raises:
         ValueError: if all returns of a replica are equal.
@@ -61,11 +63,9 @@ def cloning_weights(returns: Tensor, temperature: float, max_weight: float) -> T
     std = returns.std(1, keepdim=True)
     if not (std > 0).all():
         raise ValueError("rewards: found the same for every transition, which leaves no weights")
-    weight = torch.exp(temperature * (returns - returns.amax(1, keepdim=True)) / std)
-    weight = weight / weight.mean(1, keepdim=True)
-    for _ in range(20):  # each round lowers the bound towards the fixed point
-        weight = weight.clamp(max=max_weight) / weight.clamp(max=max_weight).mean(1, keepdim=True)
-    return weight
+    most = returns.topk(max(1, math.ceil(returns.shape[1] / max_weight)), 1).values[:, -1:]
+    weight = torch.exp(temperature * (returns.minimum(most) - most) / std)
+    return weight / weight.mean(1, keepdim=True)
 
 
 class WeightedBC(Cloning):
