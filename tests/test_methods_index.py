@@ -44,13 +44,15 @@ def pointers() -> list[tuple[str, str]]:
         column = next((i for i, cell in enumerate(cells) if cell.startswith("function")), None)
         if column is None:
             continue
-        default = re.search(r"in `([\w/.]+\.py)`", cells[column])
+        stated = re.search(r"in `([\w/.]+\.py)`", cells[column])
+        default = stated.group(1) if stated else None
         for row in rows:
             parts = re.split(r"(?<!\\)\|", row.strip("|"))
             cell = parts[column]
             for piece in re.split(r"[;,]", cell):
                 home = re.search(r"in `([\w/.]+\.py)`", piece)
-                file = home.group(1) if home else default.group(1) if default else None
+                file = home.group(1) if home else default
+                default = default if stated else file  # without a file in the header, that of the row before
                 names = [name for name in NAME.findall(piece) if not name.endswith(".py") and ":" not in name]
                 found += [(file, name) for name in names if file and not re.match(r"(with|of)\b", piece.strip())]
     return found

@@ -37,7 +37,8 @@ def test_a_single_transition_cannot_outweigh_all_others() -> None:
     returns = torch.zeros(1, 1000)
     returns[0, 7] = 100.0
     weights = cloning_weights(returns, 50.0, 20.0)
-    assert weights.max() == pytest.approx(20.0, rel=0.05)
+    assert weights.max() <= 20.0 + 1e-9
+    assert weights[0, 7] == weights.max()
     assert weights.mean() == pytest.approx(1.0)
 
 
