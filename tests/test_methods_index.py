@@ -49,7 +49,8 @@ def pointers() -> list[tuple[str, str]]:
         for row in rows:
             parts = re.split(r"(?<!\\)\|", row.strip("|"))
             cell = parts[column]
-            for piece in re.split(r"[;,]", cell):
+            homes = re.findall(r"in `([\w/.]+\.py)`", cell)
+            for piece in [cell] if len(homes) == 1 and ";" not in cell else re.split(r"[;,]", cell):
                 home = re.search(r"in `([\w/.]+\.py)`", piece)
                 file = home.group(1) if home else default
                 default = default if stated else file  # without a file in the header, that of the row before
