@@ -12,8 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dynarep.data.card import DatasetCard, Member, load_card, make_card
+import numpy as np
+
+from dynarep.data.card import DatasetCard, Member, Noise, load_card, make_card
 from dynarep.data.folders import whole_folder
+from dynarep.data.noise import draw_noise, episode_generator
 from dynarep.data.parallel import IN_PROCESS, EngineConfig, EngineError, map_shards
 from dynarep.data.readers import environment, locate, module, read, source_files
 from dynarep.data.readers.flat import check_bounds
@@ -294,8 +297,12 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: Engin
                 raise DataError(f"card {name}: {error}") from error
             parts = {name: found[name] for name in members}
         recording = _mixture(card, parts)
+    if card.max_return is not None:
+        recording = _up_to(card, recording)
     if card.top is not None:
         recording = _best(card, recording)
+    if card.noise is not None:
+        recording = replace(recording, episodes=[noisy(episode, card.noise) for episode in recording.episodes])
     if card.stride is not None:
         recording = replace(recording, episodes=[strided(episode, card.stride) for episode in recording.episodes])
     if card.observations_only:
@@ -353,6 +360,37 @@ def _best(card: DatasetCard, recording: Recording) -> Recording:
     if card.top > count:
         raise DataError(f"card {card.name}: top: found {card.top}, expected at most {count}, the number of episodes")
     return _select(recording, sorted(range(count), key=lambda i: -returns[i])[: card.top])
+
+
+def _up_to(card: DatasetCard, recording: Recording) -> Recording:
+    returns, most = recording.returns, card.max_return
+    assert most is not None
+    if returns is None:
+        raise DataError(f"card {card.name}: max_return: {most:g} chooses by return, but the episodes have no rewards")
+    keep = [i for i, value in enumerate(returns) if value <= most]
+    if not keep:
+        raise DataError(
+            f"card {card.name}: max_return: found {most:g}, expected at least {min(returns):g}, the lowest return of an episode"
+        )
+    return _select(recording, keep)
+
+
+def noisy(episode: Episode, noise: Noise) -> Episode:
+    """The episode with irrelevant numbers appended to its observations, drawn from the noise's seed and the episode's id.
+
+    Where transitions do not follow each other, the noise goes on from a state to its successor to the next state.
+    """
+    states, successors = episode.observations, episode.next_observations
+    rows = len(states) if successors is None else 2 * len(states)
+    rng = episode_generator(noise.seed, episode.id)
+    drawn = draw_noise(noise.kind, rows, noise.dims, rng, rho=noise.correlation)
+    if successors is None:
+        return replace(episode, observations=np.concatenate([states, drawn], axis=1))
+    return replace(
+        episode,
+        observations=np.concatenate([states, drawn[::2]], axis=1),
+        next_observations=np.concatenate([successors, drawn[1::2]], axis=1),
+    )
 
 
 def strided(episode: Episode, stride: int) -> Episode:
