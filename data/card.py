@@ -60,13 +60,19 @@ FORMAT_KEYS = {
     "mirrors": ("d4rl",),
     "sha256": ("d4rl",),
     "observations": ("robomimic", "minari", "lerobot"),
-    "dones": ("robomimic", "lerobot"),
+    "subset": ("robomimic",),
+    "dones": ("d4rl", "arrays", "robomimic", "lerobot"),
+    "leave_out": ("d4rl", "arrays", "ogbench", "robomimic", "lerobot", "minari"),
 }
 """Keys that only some formats have."""
 
 
 def _member(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, int | str) and not isinstance(value, bool) else value
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -85,8 +91,12 @@ class DatasetCard:
         sha256: of a D4RL dataset's file, in hexadecimal; another content is refused.
         observations: arrays that make up an observation, side by side in this order; ``robomimic`` and dictionaries in
             ``minari`` need it, ``lerobot`` takes ``observation.state`` by default.
-        dones: what the done flag of ``robomimic`` and ``lerobot`` means: a ``terminated`` task, or no more than that the
-            recording ends, ``truncated``.
+        subset: a filter key of ``robomimic``, ``train`` for ``mask/train``; only its demonstrations are read.
+        dones: what the done flag means that marks the end of every episode: a ``terminated`` task, or no more than that
+            the recording ends, ``truncated``; ``robomimic`` and ``lerobot`` need it, ``d4rl`` and ``arrays`` without
+            ``timeouts`` can have it for their ``terminals``.
+        leave_out: episodes of the recording to leave out: numbers as in the ids, ids, names in the recording such as
+            ``demo_3``, and ``faulty`` for all that cannot be read; one of them or several.
         action_low: lower action bound, one number or one per component; -1 by default; only with a recording.
         action_high: upper action bound, likewise; 1 by default.
         shards: a prepared dataset in a folder or at a URL, used where it lies; relative paths start at the project root.
@@ -108,7 +118,9 @@ class DatasetCard:
     mirrors: tuple[str, ...] | None = Field(None, min_length=1)
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     observations: tuple[str, ...] | None = Field(None, min_length=1)
+    subset: str | None = Field(None, min_length=1)
     dones: Literal["terminated", "truncated"] | None = None
+    leave_out: Annotated[tuple[int | str, ...], BeforeValidator(_several)] | None = Field(None, min_length=1)
     action_low: float | tuple[float, ...] | None = None
     action_high: float | tuple[float, ...] | None = None
     shards: str | None = Field(None, min_length=1)
