@@ -54,7 +54,13 @@ def describe(target: str, project: Path) -> tuple[str, bool]:
         return _describe_recording(file, project)
     published = _published(target)
     if published is not None:
-        return _describe_recording(locate(make_card("mine", published, target), project), project, published)
+        try:
+            path = locate(make_card("mine", published, target), project)
+        except DataError as error:
+            raise DataError(
+                f"{target}: no such file or folder, and no card in {cards}; taken for a published dataset: {error}"
+            ) from error
+        return _describe_recording(path, project, published)
     known = ", ".join(card_names(cards)) or "none"
     raise DataError(f"{target}: no such file or folder, and no card in {cards}; cards there: {known}")
 
@@ -120,7 +126,7 @@ def _describe_recording(path: Path, project: Path, published: dict[str, Any] | N
         recording = read_recording(path, card)
     except DataError as error:
         return "\n".join([*lines, *_refusal(error, parts, card)]), False
-    lines += _summary(recording, None)
+    lines += _summary(recording, d4rl.reference(card.dataset) if card.format == "d4rl" and card.dataset else None)
     lines += _remarks(recording, parts)
     lines += ["", f"A card that reads it, configs/datasets/{name}.yaml:", ""]
     lines += _yaml(values)

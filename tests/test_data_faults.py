@@ -108,6 +108,13 @@ def test_a_flag_repeated_while_the_state_goes_on_is_no_end(
         assert [e.terminated for e in kept] == [True, True, True, False]
 
 
+def test_episodes_of_one_step_each_stay_what_they_are(tmp_path: Path) -> None:
+    columns = flat(count=1, rows=5)
+    columns |= {"observations": np.zeros((5, 1)), "next_observations": np.zeros((5, 1)), "terminals": np.ones(5)}
+    found = list(read(write_npz(tmp_path, columns), card("arrays")))
+    assert [(e.length, e.terminated) for e in found] == [(1, True)] * 5
+
+
 def test_repeated_flags_are_counted_where_one_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_hdf5(tmp_path, maze())
     count = int(maze()["terminals"].sum())
@@ -435,6 +442,12 @@ def test_describe_takes_a_minari_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert accepted
     assert "episodes      2" in text
     assert "configs/datasets/hopper-test-v0.yaml:\n\n  dataset: hopper/test-v0\n  format: minari" in text
-    monkeypatch.setattr("dynarep.data.readers.minari.fetch", lambda card: tmp_path / "nowhere")
-    with pytest.raises(DataError, match="nowhere: no such file"):
+
+    def fetch(card: Any) -> Path:
+        raise DataError(f"dataset {card.dataset}: Minari cannot download it")
+
+    monkeypatch.setattr("dynarep.data.readers.minari.fetch", fetch)
+    with pytest.raises(
+        DataError, match=r"no such file or folder, and no card in .* published dataset: dataset hopper/oth"
+    ):
         describe("hopper/other-v0", tmp_path)

@@ -506,6 +506,8 @@ def find_ends(part: Part, columns: Mapping[str, np.ndarray], card: DatasetCard) 
             goes_on = ~_jumps(columns["observations"], terminals | timeouts)
         goes_on = np.append(goes_on, False) & ~timeouts
         follows = terminals[:-1] & terminals[1:] & goes_on[:-1]
+        if terminals.all():  # episodes of one step each; a goal is left or not yet reached somewhere
+            follows[:] = False
         repeated = np.append(follows, False) | np.append(False, follows)
         goal = 2 * int(repeated.sum()) > int(terminals.sum())
         inside = (terminals if goal else repeated) & goes_on
