@@ -127,7 +127,7 @@ def episode_group(file: h5py.File, main: Path, name: str) -> h5py.Group:
     """
     episode = file.get(name)
     if not isinstance(episode, h5py.Group):
-        link = file.get(name, getlink=True) if name in file or file.get(name, getlink=True) else None
+        link = file.get(name, getlink=True)
         found = "nothing" if link is None else "something else"
         if isinstance(link, h5py.ExternalLink):
             found = f"a link to {link.path} in the file {link.filename}, which leads nowhere"
