@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from dynarep.configs.params import ParamsError, read_yaml
 from dynarep.data.schema import NAME, DataError
 
 
@@ -160,11 +160,9 @@ def load_card(name: str, folder: Path) -> DatasetCard:
         raise DataError(f"unknown dataset {name!r}; {folder} has {', '.join(card_names(folder)) or 'no cards'}")
     path = folder / f"{name}.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: found {type(values).__name__}, expected a mapping")
+        values = read_yaml(path)
+    except ParamsError as error:
+        raise DataError(str(error)) from None
     if "name" in values:
         raise DataError(f"{path}: name: unknown key; a card is named by its file")
     return make_card(name, values, str(path))

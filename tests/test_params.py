@@ -1,9 +1,24 @@
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
-from dynarep.configs.params import Field, ParamsError, config, read_section, read_yaml, validate
+from dynarep.configs.params import (
+    NAME,
+    NODES,
+    YAML_BYTES,
+    Field,
+    ParamsError,
+    check_name,
+    check_sections,
+    config,
+    read_file,
+    read_section,
+    read_yaml,
+    validate,
+)
+from dynarep.data import schema
 from dynarep.data.parallel import EngineConfig
 from dynarep.pipeline.distributed import TrainerConfig
 from dynarep.pipeline.environments import d4rl_reference
@@ -70,7 +85,6 @@ def refusal(path: Path, section: str = "part") -> str:
 def test_a_section_is_read(tmp_path: Path) -> None:
     text = "part: {dataset: a, count: 4, optimiser: {rate: 1e-4, widths: [1, 2]}, animals: {tom: {kind: cat}}}"
     section = read_section(write(tmp_path, text), "part", Section)
-    # YAML 1.1 reads 1e-4 as text
     expected = Section(
         dataset="a", count=4, optimiser=Optimiser(rate=1e-4, widths=(1, 2)), animals={"tom": Cat(kind="cat")}
     )
@@ -90,7 +104,7 @@ def test_a_section_is_read(tmp_path: Path) -> None:
         ("{dataset: a, count: 1.5}", ["part.count: found 1.5", "integer"]),
         ("{dataset: 3}", ["part.dataset: found 3", "string"]),
         ("{dataset: a, optimiser: {rate: 0}}", ["part.optimiser.rate: found 0", "greater than 0"]),
-        ("{dataset: a, optimiser: {widths: 8}}", ["part.optimiser.widths: found 8", "tuple"]),
+        ("{dataset: a, optimiser: {widths: 8}}", ["part.optimiser.widths: found 8", "array"]),
         ("{dataset: a, animals: {tom: {kind: cow}}}", ["part.animals.tom", "cow", "'cat', 'dog'"]),
         ("{dataset: a, animals: {tom: {kind: cat, lives: 10}}}", ["part.animals.tom", ".lives: found 10"]),
         ("{count: 4}", ["part.dataset: missing"]),
@@ -122,8 +136,144 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.yaml"
     assert refusal(missing) == f"{missing}: no such file"
     assert refusal(write(tmp_path, "a: [1")).startswith(f"{tmp_path / 'params.yaml'}: not valid YAML")
-    assert refusal(write(tmp_path, "- 1")).endswith("params.yaml: expected a mapping, found list")
-    assert refusal(write(tmp_path, "")).endswith("params.yaml: expected a mapping, found NoneType")
+    assert refusal(write(tmp_path, "- 1")).endswith("params.yaml: found list, expected a mapping")
+    assert refusal(write(tmp_path, "")).endswith("params.yaml: found NoneType, expected a mapping")
+
+
+NOBODY_MEANS = {
+    "a: 1\na: 2": "found the key 'a' twice",
+    "part: {x: 1, x: 2}": "found the key 'x' twice",
+    "a: yes": "found 'yes', which is a truth value to YAML 1.1 and text to YAML 1.2; write true or false, or quote it",
+    "a: [on]": "found 'on', which is a truth value",
+    "on: 1": "found 'on', which is a truth value",
+    "a: 1:30": "found '1:30', which is a number in base 60",
+    "a: 010": "found '010', which is an octal number",
+    "a: 0o10": "found '0o10', which is an octal number",
+    "a: 0x1F": "found '0x1F', which is a number to one version",
+    "a: 1_000": "found '1_000', which is a number to one version",
+    "a: 2020-01-01": "found '2020-01-01', which is a date",
+    "a: .inf": "found '.inf', which is no finite number",
+    "a: [-.inf]": "found '-.inf', which is no finite number",
+    "a: .nan": "found '.nan', which is no finite number",
+    "a: 1.0e+39": "found '1.0e+39', expected at most 3.402823e+38",
+    "a: 1e400": "found '1e400', expected at most 3.402823e+38",
+    "a: 99999999999999999999": "found the integer '99999999999999999999', expected at most 9223372036854775807",
+    "a: " + "9" * 5000: "expected at most 9223372036854775807",
+    "1: a": "found the key '1', expected text",
+    "~: a": "found the key '~', expected text",
+    "[a]: b": "expected text",
+    "a: !!python/object/apply:os.system [ls]": "found the tag tag:yaml.org,2002:python/object/apply:os.system",
+    "a: !!int '1'": "found the tag tag:yaml.org,2002:int",
+    "a: !x y": "found the tag !x",
+    "a: &a [*a]": "found the anchor a within itself",
+    'a: "b\\0c"': "found a null character",
+    'a: "\\udc80"': "half a character",
+    "a: " + "[" * 20_000: "nested more than 40 deep",
+    "\n".join(" " * i + "a:" for i in range(1000)): "nested more than 40 deep",
+    "a: &b [l, l, l, l, l, l, l, l, l]\n"
+    + "\n".join(f"{chr(98 + i)}: &{chr(99 + i)} [{', '.join(['*' + chr(98 + i)] * 9)}]" for i in range(9)): (
+        f"found more than {NODES:,} values, anchors expanded"
+    ),
+    "a: 1\n---\nb: 2": "expected a single document",
+}
+
+
+@pytest.mark.parametrize("text", NOBODY_MEANS, ids=lambda text: text[:20].encode("unicode_escape").decode())
+def test_yaml_that_nobody_means_is_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ParamsError) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(f"{path}: not valid YAML: ")
+    assert NOBODY_MEANS[text] in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_anchors_merge_keys_and_words_are_read(tmp_path: Path) -> None:
+    text = """\ufeffbase: &base {x: 1, y: {<<: &in {p: 1}, p: 2}}
+one: {<<: *base, x: 2}
+two: &two {<<: [*base, *in], z: 3}
+three: {<<: *two, z: 4}
+words: [true, False, ~, null, 'yes', "010", y, n, 1.2.3, -5, +6, 1e-4, 2.5E3, .5, 3., abc:def, =]
+"""
+    y = {"p": 2}
+    assert read_yaml(write(tmp_path, text)) == {
+        "base": {"x": 1, "y": y},
+        "one": {"x": 2, "y": y},
+        "two": {"x": 1, "y": y, "p": 1, "z": 3},
+        "three": {"x": 1, "y": y, "p": 1, "z": 4},
+        "words": [
+            *(True, False, None, None, "yes", "010", "y", "n", "1.2.3"),
+            *(-5, 6, 1e-4, 2500.0, 0.5, 3.0, "abc:def", "="),
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("count: true", "part.count: found True, Input should be a valid integer"),
+        ("count: '5'", "part.count: found '5', Input should be a valid integer"),
+        ("count: 5.0", "part.count: found 5.0, Input should be a valid integer"),
+        ("count: 1e1", "part.count: found 10.0, Input should be a valid integer"),
+        ("optimiser: {rate: '1'}", "part.optimiser.rate: found '1', Input should be a valid number"),
+        ("optimiser: {rate: true}", "part.optimiser.rate: found True, Input should be a valid number"),
+        ("dataset: true", "part.dataset: found True, Input should be a valid string"),
+    ],
+)
+def test_types_are_strict(tmp_path: Path, text: str, message: str) -> None:
+    given = text if text.startswith("dataset") else f"dataset: a, {text}"
+    assert message in refusal(write(tmp_path, f"part: {{{given}}}"))
+    whole = read_section(write(tmp_path, "part: {dataset: a, optimiser: {rate: 1}}"), "part", Section)
+    assert whole.optimiser.rate == 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, 2**70, {1: 2}, object(), [[object()]]])
+def test_values_from_elsewhere_are_checked_too(value: Any) -> None:
+    with pytest.raises(ParamsError, match=r"^place"):
+        validate(Section, {"dataset": "a", "animals": {"tom": {"kind": "cat", "lives": value}}}, "place")
+
+
+def test_nothing_but_files_of_moderate_size_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "large").write_bytes(b"a: '" + b"b" * YAML_BYTES + b"'\n")
+    (tmp_path / "utf16").write_bytes("a: 1".encode("utf-16"))
+    for name, message in {
+        "fifo": "found a pipe, device or socket, expected a file",
+        "/dev/zero": "found a pipe, device or socket, expected a file",
+        ".": "Is a directory",
+        "loop": "Too many levels of symbolic links",
+        "large": f"found more than {YAML_BYTES:,} bytes",
+        "utf16": "not valid YAML: 'utf-8' codec can't decode",
+        "a" * 500: "File name too long",
+        "a\0b": "not a path",
+    }.items():
+        with pytest.raises(ParamsError, match=message) as error:
+            read_yaml(tmp_path / name)
+        assert str(error.value).startswith(f"{tmp_path / name}: ")
+    with pytest.raises(OSError, match="pipe") as caught:
+        read_file(tmp_path / "fifo", 10)
+    assert caught.value.filename == str(tmp_path / "fifo")
+
+
+def test_names_that_become_folders() -> None:
+    assert check_name("iql_ailot-2", "policies") == "iql_ailot-2"
+    assert NAME.pattern == schema.NAME.pattern, "one rule for all"
+    for name in ("../../../evil", "a/b", "a\n", "a@b", "", ".", "-x", "a" * 81, "\u0663", 5, None, "a.b"):
+        with pytest.raises(ParamsError, match="^policies: found .*, expected a name of at most 80 letters"):
+            check_name(name, "policies")
+    with pytest.raises(ParamsError, match="policies: found 'random', expected another name; reserved are expert, random"):
+        check_name("random", "policies", reserved=("random", "expert"))
+
+
+def test_mistyped_sections_are_named() -> None:
+    check_sections({"seed": 0}, ("seed", "replicas"), "params.yaml")
+    with pytest.raises(ParamsError) as error:
+        check_sections({"sead": 3, "seed": 1, "zzz": 1}, ("seed", "replicas"), "params.yaml")
+    assert str(error.value).splitlines() == [
+        "params.yaml: sead: unknown section; did you mean seed?",
+        "params.yaml: zzz: unknown section; expected one of seed, replicas",
+    ]
 
 
 PARAMS = [ROOT / "params.yaml", *sorted((ROOT / "configs" / "presets").glob("*.yaml"))]
