@@ -15,8 +15,9 @@ import re
 import stat
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -158,7 +159,7 @@ def check_sections(values: Mapping[str, Any], known: Collection[str], path: Path
         raise ParamsError("\n".join(lines))
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading; never wait for a pipe, never read a device.
 
     Raises:
@@ -187,9 +188,12 @@ def read_file(path: Path, limit: int) -> bytes:
         OSError: if there is none, it is something else or larger; the error names the file.
     """
     with open_file(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"found more than {limit:,} bytes", str(path))
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise OSError(errno.EFBIG, f"found {size:,} bytes, expected at most {limit:,}", str(path))
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise OSError(errno.EIO, f"found {len(content):,} bytes or more, expected {size:,}", str(path))
     return content
 
 
@@ -259,7 +263,7 @@ class _Loader(yaml.SafeLoader):
         """Values in each node that is complete, itself included."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "tag", None) is not None:
             raise _problem(f"found the tag {event.tag}, expected a value without one", event.start_mark)
         self._depth += 1
@@ -283,7 +287,7 @@ class _Loader(yaml.SafeLoader):
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is not yaml.ScalarNode:
-            return super().resolve(kind, value, implicit)
+            return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         if implicit[0]:
             for name, pattern in PLAIN.items():
                 if pattern.fullmatch(value):
@@ -309,7 +313,9 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         number = float(text)
         if not abs(number) <= FLOAT_MAX:
-            raise _problem(f"found {_shown(text)}, expected at most {FLOAT_MAX:.7g}, the largest float32", node.start_mark)
+            raise _problem(
+                f"found {_shown(text)}, expected at most {FLOAT_MAX:.7g}, the largest float32", node.start_mark
+            )
         return number
 
     def compose_mapping_node(self, anchor: Any) -> Any:
