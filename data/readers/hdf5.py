@@ -179,7 +179,7 @@ def fetch(card: DatasetCard) -> Path:
     """The file of the D4RL dataset that a card gives by its name, downloaded if it is not there.
 
     Raises:
-        DataError: if D4RL has no such dataset, or no server gives it.
+        DataError: if D4RL has no such dataset, no server gives it, or its file has changed since it was downloaded.
     """
     assert card.dataset is not None
     path = _cached(card.dataset)
@@ -188,9 +188,8 @@ def fetch(card: DatasetCard) -> Path:
         with opened(part) as file:
             list(file)
 
-    if not path.is_file():
-        urls = [d4rl.url(card.dataset), *(card.mirrors or ())]
-        download(urls, path, name=card.dataset, check=check, sha256=card.sha256)
+    urls = [] if path.is_file() else [d4rl.url(card.dataset), *(card.mirrors or ())]
+    download(urls, path, name=card.dataset, check=check, sha256=card.sha256)
     return path
 
 
