@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from dynarep.configs.params import ParamsError, read_yaml
 from dynarep.data.schema import NAME, DataError
 
 
@@ -58,7 +59,6 @@ class Noise:
 FORMAT_KEYS = {
     "dataset": ("d4rl", "minari"),
     "mirrors": ("d4rl",),
-    "sha256": ("d4rl",),
     "observations": ("robomimic", "minari", "lerobot"),
     "subset": ("robomimic",),
     "dones": ("d4rl", "arrays", "robomimic", "lerobot"),
@@ -72,7 +72,8 @@ def _member(value: Any) -> Any:
 
 
 def _several(value: Any) -> Any:
-    return [value] if isinstance(value, int | str) and not isinstance(value, bool) else value
+    one = isinstance(value, int | str) and not isinstance(value, bool)
+    return (value,) if one else tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -159,8 +160,8 @@ class DatasetCard:
         for key, formats in FORMAT_KEYS.items():
             if getattr(self, key) is not None and self.format not in formats:
                 raise ValueError(f"{key}: only for format {' and '.join(formats)}, this card has {self.format}")
-        if self.dataset is None and (self.mirrors is not None or self.sha256 is not None):
-            raise ValueError("mirrors, sha256: only for a dataset given by name, this card has path")
+        if self.dataset is None and self.mirrors is not None:
+            raise ValueError("mirrors: only for a dataset given by name, this card has path")
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -205,11 +206,9 @@ def load_card(name: str, folder: Path) -> DatasetCard:
         raise DataError(f"unknown dataset {name!r}; {folder} has {', '.join(card_names(folder)) or 'no cards'}")
     path = folder / f"{name}.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: found {type(values).__name__}, expected a mapping")
+        values = read_yaml(path)
+    except ParamsError as error:
+        raise DataError(str(error)) from None
     if "name" in values:
         raise DataError(f"{path}: name: unknown key; a card is named by its file")
     return make_card(name, values, str(path))
@@ -227,7 +226,7 @@ def make_card(name: str, values: Mapping[str, Any], where: str) -> DatasetCard:
         DataError: if a key or value is not allowed.
     """
     try:
-        return TypeAdapter(DatasetCard).validate_python({**values, "name": name})
+        return TypeAdapter(DatasetCard).validate_json(json.dumps({**values, "name": name}), strict=True)
     except ValidationError as error:
         raise DataError("\n".join(f"{where}: {_problem(problem)}" for problem in error.errors())) from None
 

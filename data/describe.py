@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dynarep.configs.params import read_yaml
 from dynarep.data import d4rl
 from dynarep.data.card import DatasetCard, card_names, load_card, make_card
 from dynarep.data.prepare import Recording, index_of, load_recording, read_recording
@@ -77,7 +78,7 @@ def _published(target: str) -> dict[str, Any] | None:
 
 def _describe_card(name: str, cards: Path, project: Path) -> tuple[str, bool]:
     card = load_card(name, cards)
-    values = yaml.safe_load((cards / f"{name}.yaml").read_text())
+    values = read_yaml(cards / f"{name}.yaml")
     lines = [f"Card {name}: {card.description}".rstrip(": ")]
     lines += _yaml({key: value for key, value in values.items() if key != "description"})
     if card.shards is not None:

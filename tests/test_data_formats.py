@@ -477,7 +477,7 @@ def test_episodes_from_python_are_checked_and_become_a_dataset(tmp_path: Path) -
         ({"dataset": "x", "format": "arrays"}, "dataset: only for format d4rl and minari, this card has arrays"),
         ({"dataset": "x"}, "dataset and format: found only one of them, expected both"),
         ({"dataset": "x", "path": "y", "format": "d4rl"}, "found path and dataset, expected exactly one of path, dataset"),
-        ({"path": "x", "format": "d4rl", "mirrors": ["u"]}, "mirrors, sha256: only for a dataset given by name"),
+        ({"path": "x", "format": "d4rl", "mirrors": ["u"]}, "mirrors: only for a dataset given by name"),
         ({"dataset": "x", "format": "d4rl", "sha256": "abc"}, "sha256: found 'abc'"),
     ],
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Make the embedded recordings of the maze: a noisy navigator to random goals, and one demonstration of the way to the goal.
 
-    python data/embedded/record_maze.py
+python data/embedded/record_maze.py
 """
 
 from __future__ import annotations
