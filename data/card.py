@@ -30,18 +30,20 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Noise:
-    """Numbers appended to every observation that have nothing to do with the task, with mean 0 and variance 1.
+    """Numbers appended to every observation that have nothing to do with the task, with mean 0.
 
     Args:
         kind: ``white``, drawn anew in every step, or ``ar1``, which remembers.
         dims: how many.
         rho: correlation of successive steps, for ``ar1``; 0.99 by default.
+        deviation: of each number.
         seed: another seed draws other numbers.
     """
 
     kind: Literal["white", "ar1"]
     dims: int = Field(gt=0)
     rho: float | None = Field(None, ge=0, lt=1)
+    deviation: float = Field(1.0, gt=0, allow_inf_nan=False)
     seed: int = Field(0, ge=0)
 
     def __post_init__(self) -> None:

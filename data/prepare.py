@@ -402,7 +402,7 @@ def noisy(episode: Episode, noise: Noise) -> Episode:
     states, successors = episode.observations, episode.next_observations
     rows = len(states) if successors is None else 2 * len(states)
     rng = episode_generator(noise.seed, episode.id)
-    drawn = draw_noise(noise.kind, rows, noise.dims, rng, rho=noise.correlation)
+    drawn = draw_noise(noise.kind, rows, noise.dims, rng, rho=noise.correlation, deviation=noise.deviation)
     if successors is None:
         return replace(episode, observations=np.concatenate([states, drawn], axis=1))
     return replace(

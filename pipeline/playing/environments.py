@@ -30,11 +30,13 @@ class NoiseConfig:
         kind: ``white`` is drawn anew in every step, ``ar1`` remembers.
         dims: how many.
         rho: correlation of successive steps with ``ar1``.
+        deviation: of each number.
     """
 
     kind: Literal["white", "ar1"]
     dims: int = Field(gt=0)
     rho: float = Field(default=0.99, ge=0, lt=1)
+    deviation: float = Field(default=1.0, gt=0)
 
 
 class EvaluationError(ValueError):
@@ -178,7 +180,7 @@ def _noisy(environment: Any, c: NoiseConfig) -> Any:
 
     from dynarep.data.noise import NoiseProcess
 
-    process = NoiseProcess(c.kind, c.dims, c.rho)
+    process = NoiseProcess(c.kind, c.dims, c.rho, c.deviation)
 
     class Noisy(gymnasium.Wrapper[Any, Any, Any, Any]):
         def __init__(self, inner: Any) -> None:
