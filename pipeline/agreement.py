@@ -41,6 +41,27 @@ def write_examples(folder: Path, examples: Sequence[Mapping[str, Any]]) -> None:
         np.savez_compressed(folder / f"{number}.npz", **arrays)
 
 
+SATURATED, DROPPED = 0.9, 0.2
+"""Shares of rewards next to nothing, and of mass whose cost is dropped, from which a label deserves a remark."""
+
+
+def remarks(metrics: Mapping[str, Any], rewards: Mapping[str, np.ndarray]) -> list[str]:
+    """What a person should know of a label before a policy learns from it: nothing, or one line for each doubt."""
+    values = np.abs(np.concatenate([row.ravel() for row in rewards.values()]))
+    found = []
+    silent = float((values < 0.01 * values.max()).mean()) if values.max() > 0 else 1.0
+    if silent > SATURATED:
+        found.append(
+            f"{100 * silent:.0f} % of the rewards are below a hundredth of the largest one; a lower temperature spreads them"
+        )
+    if metrics.get("dropped_mass", 0.0) > DROPPED:
+        found.append(
+            f"{100 * metrics['dropped_mass']:.0f} % of the mass pays nothing, because it goes to steps before the one where an "
+            "episode enters the demonstration; truncate: false keeps it"
+        )
+    return found
+
+
 def agreement(dataset: Dataset, rewards: dict[str, np.ndarray]) -> dict[str, Any]:
     """How the rewards relate to the true ones.
 

@@ -42,13 +42,13 @@ def measure_space(encoder: Encoder, held_out: list[Episode], episodes: Iterable[
             f"held_out: none of the {len(held_out)} episodes held out of the dataset has two states; hold out more episodes"
         )
     metrics: dict[str, Any] = {}
-    calibration = encoder.calibration_of(encoder.spaces[0])
-    if calibration is not None:
+    name = encoder.spaces[0]
+    calibration = encoder.calibration_of(name)
+    if calibration is not None and name not in encoder.in_steps:
         measured = step_calibration(encoder, episodes)
         metrics["step_distance"] = (calibration / measured).mean().item()
         calibration.copy_(measured)
         metrics["calibration"] = calibration.tolist()
-    name = encoder.spaces[0]
     spaces = {name: encoder.embed, "raw": lambda x: x, "standardised": encoder.normaliser}
     rows: list[dict[str, Any]] = []
     for space, embed in spaces.items():

@@ -5,6 +5,8 @@ from dynarep.pipeline.run import Stage, stage_main
 
 def main(stage: Stage) -> None:
     """Write the policy and its curves into ``artifacts/learn/<entry>``."""
+    import sys
+
     from dynarep.data.shards import read_rewards
     from dynarep.pipeline.artifacts.storage import save_artifact
     from dynarep.pipeline.entries import NONE
@@ -19,6 +21,8 @@ def main(stage: Stage) -> None:
         rewards = read_rewards(stage.artifacts / "relabel" / inputs.rewards, dataset)
     with stage.output() as folder:
         policy, facts = learn(entry, dataset, demonstrations, encoder, rewards, stage.run(folder))
+        if "warning" in facts:
+            print(f"{stage.name}: {facts['warning']}", file=sys.stderr)
         named = {"kind": entry.kind, "demonstrations": demonstrations.name, "rewards": inputs.rewards}
         save_artifact(folder, policy, {**stage.provenance(dataset, demonstrations), **named, **facts})
 

@@ -5,8 +5,10 @@ from dynarep.pipeline.run import Stage, stage_main
 
 def main(stage: Stage) -> None:
     """Write rewards, returns and examples into ``artifacts/relabel/<entry>``."""
+    import sys
+
     from dynarep.data.shards import write_rewards
-    from dynarep.pipeline.agreement import write_examples
+    from dynarep.pipeline.agreement import remarks, write_examples
     from dynarep.pipeline.relabel import relabel
     from dynarep.pipeline.tables import write_json, write_table
     from dynarep.pipeline.training.board import board, coupling_figure
@@ -26,6 +28,8 @@ def main(stage: Stage) -> None:
                 for step, coupling in enumerate(coupled):
                     writer.add_figure("coupling", coupling_figure(coupling), step)
         write_json(folder / "metrics.json", result.metrics)
+        for remark in remarks(result.metrics, result.rewards):
+            print(f"{stage.name}: {remark}", file=sys.stderr)
         used = {"dataset": dataset.name, "demonstrations": demonstrations.name, "kind": entry.kind}
         write_json(folder / "metadata.json", {**stage.provenance(dataset, demonstrations), **used})
 

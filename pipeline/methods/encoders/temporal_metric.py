@@ -60,7 +60,7 @@ class TemporalMetricConfig:
     """epsilon: by how much a step may be longer than 1, root mean square."""
     multiplier: float = Field(default=10.0, gt=0)
     """lambda at the start."""
-    multiplier_rate: float = Field(default=1e-2, gt=0)
+    multiplier_rate: float = Field(default=3e-2, gt=0)
     learning_rate: float = Field(default=3e-3, gt=0)
     gate: bool = True
     """A learned weight for each number of an observation."""
