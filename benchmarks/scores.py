@@ -37,7 +37,7 @@ def graph_of(folder: Path) -> Graph:
 
     with Repo(str(folder)) as repo:
         graph = repo.index.graph
-        return {stage.addressing: {other.addressing for other in graph.successors(stage)} for stage in graph}
+        return {stage.name: {other.name for other in graph.successors(stage)} for stage in graph}
 
 
 def needed(graph: Graph, targets: Iterable[str]) -> dict[str, set[str]]:
@@ -73,7 +73,7 @@ def run_stages(folder: Path, graph: Graph, workers: int, done: Callable[[str], N
     with ThreadPoolExecutor(workers) as pool:
         while True:
             for stage in sorter.get_ready():
-                running[pool.submit(dvc, folder, "repro", "--single-item", "--wait-for-lock", stage)] = stage
+                running[pool.submit(dvc, folder, "--wait-for-lock", "repro", "--single-item", stage)] = stage
             if not running:
                 return failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -173,16 +173,34 @@ def run_setting(folder: Path, setting: Setting, methods: list[str], workers: int
     return run_stages(folder, needed(whole, [f"evaluate@{method}" for method in methods]), workers, finished)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a preset and print its table; exit status 1 if a stage failed."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scores", description="Run a grid of scores.")
     parser.add_argument("--preset", required=True, help="a file of benchmarks/presets, without .yaml")
     parser.add_argument("--recordings", type=Path, help="folder of the recordings that the preset's cards name")
-    parser.add_argument("--entries", default="", help="only methods whose setting/name matches this regular expression")
+    chosen = "only methods whose setting/name matches this regular expression"
+    parser.add_argument("--entries", "--cells", default="", help=chosen)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="stages at once")
     parser.add_argument("--fresh", action="store_true", help="forget finished runs first")
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is stored")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def chosen(settings: Mapping[str, Setting], pattern: str) -> dict[str, list[str]]:
+    """Methods of each setting, without those that act at random, whose setting/name matches."""
+    return {
+        name: [
+            method
+            for method, entry in setting.params["learn"].items()
+            if entry["kind"] != "random" and re.search(pattern, f"{name}/{method}")
+        ]
+        for name, setting in settings.items()
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a preset and print its table; exit status 1 if a stage failed."""
+    options = parse(arguments)
     failed: list[str] = []
     try:
         preset = load_preset(options.preset)
@@ -191,14 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
             if options.fresh:
                 shutil.rmtree(WORK, ignore_errors=True)
             settings = settings_of(preset)
-            methods = {
-                name: [
-                    method
-                    for method, entry in setting.params["learn"].items()
-                    if entry["kind"] != "random" and re.search(options.entries, f"{name}/{method}")
-                ]
-                for name, setting in settings.items()
-            }
+            methods = chosen(settings, options.entries)
             if not any(methods.values()):
                 raise ValueError(f"--entries: {options.entries!r} matches no method of {', '.join(settings) or 'no setting'}")
             for name in filter(methods.get, settings):
