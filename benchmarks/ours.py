@@ -7,6 +7,7 @@ in Gymnasium's vector environments; all others are in ``benchmarks.peers``.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
 import time

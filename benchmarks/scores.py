@@ -127,7 +127,9 @@ def result(folder: Path, setting: Setting, graph: Graph, method: str) -> dict[st
         "labels": read_json(artifacts / "relabel" / entry["rewards"] / "metrics.json"),
         "params": {
             **{key: setting.params[key] for key in ("seed", "replicas", "evaluate")},
-            **{f"{section}.{name}": setting.params[section][name] for section, name in entries if section != "evaluate"},
+            **{
+                f"{section}.{name}": setting.params[section][name] for section, name in entries if section != "evaluate"
+            },
         },
         "revision": next((log["revision"] for log in logs.values() if log), None),
         "versions": played["versions"],
@@ -211,7 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
             settings = settings_of(preset)
             methods = chosen(settings, options.entries)
             if not any(methods.values()):
-                raise ValueError(f"--entries: {options.entries!r} matches no method of {', '.join(settings) or 'no setting'}")
+                raise ValueError(
+                    f"--entries: {options.entries!r} matches no method of {', '.join(settings) or 'no setting'}"
+                )
             for name in filter(methods.get, settings):
                 folder = WORK / options.preset / name
                 lay_out(settings[name], folder, options.recordings)

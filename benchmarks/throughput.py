@@ -59,6 +59,7 @@ from benchmarks.presets import ROOT
 from benchmarks.tables import RESULTS
 from benchmarks.timing import Contender, Group, Timing, Work, compare, processor
 
+
 def groups(scale: float) -> list[Group]:
     """All groups; ``scale`` shortens every turn, 1 is about two seconds."""
     h, b = 256, 256

@@ -31,7 +31,12 @@ def check(values: dict[str, Any], cards: set[str], where: str) -> None:
     for section in ROOMS:
         for name, entry in section_of(values, section, where).items():
             inputs = parse_entry(section, name, entry, f"{where}: {section}.{name}").inputs
-            for key, room in (("initial", "pretrain"), ("space", "pretrain"), ("encoder", "pretrain"), ("rewards", "relabel")):
+            for key, room in (
+                ("initial", "pretrain"),
+                ("space", "pretrain"),
+                ("encoder", "pretrain"),
+                ("rewards", "relabel"),
+            ):
                 assert getattr(inputs, key, "none") in names[room], f"{where}: {section}.{name}.{key}"
     settings = validate(EvaluateConfig, values["evaluate"], f"{where}: evaluate")
     assert {*datasets_of(values), settings.demonstrations} <= cards, where
@@ -78,7 +83,10 @@ def test_defaults_are_of_sections_and_kinds_and_a_setting_changes_them() -> None
         "cards": {"expert": {"from": "all", "top": 1}},
         "defaults": {"learn": {"dataset": "data"}, "iql": {"hidden": [8], "training": {"updates": 5, "batch_size": 2}}},
         "learn": {"a": {"kind": "iql", "training": {"updates": 6}}, "b": {"kind": "bc"}},
-        "settings": {"one": {"cards": {"data": {"path": "x"}}}, "two": {"seed": 1, "defaults": {"iql": {"hidden": [9]}}}},
+        "settings": {
+            "one": {"cards": {"data": {"path": "x"}}},
+            "two": {"seed": 1, "defaults": {"iql": {"hidden": [9]}}},
+        },
     }
     found = presets.settings_of(preset)
     assert found["one"].params["learn"] == {
@@ -155,7 +163,10 @@ def test_a_grid_depends_on_no_code(tmp_path: Path) -> None:
         "recordings/hopper-mixed.hdf5",
         "recordings/hopper-expert.hdf5",
     }
-    assert yaml.safe_load((folder / "configs" / "datasets" / "expert.yaml").read_text()) == {"from": "every-expert", "top": 1}
+    assert yaml.safe_load((folder / "configs" / "datasets" / "expert.yaml").read_text()) == {
+        "from": "every-expert",
+        "top": 1,
+    }
     graph = scores.graph_of(folder)
     assert set(scores.needed(graph, ["evaluate@repr_value_dice"])) == {
         *("none", "prepare", "pretrain@dynamics", "learn@repr_value_dice", "evaluate@repr_value_dice")

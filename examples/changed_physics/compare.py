@@ -96,7 +96,12 @@ def main(arguments: list[str] | None = None) -> None:
     # The physics in which there is much data.
     best = {"kind": "top_bc", "dataset": DATA, "demonstrations": DEMONSTRATION, "rewards": "recorded", **shared}
     weak, _ = learn(
-        parse_entry("learn", "weak", {**best, "top": 0.1}), here, demonstration, None, recorded(here), run("behaviour", 1)
+        parse_entry("learn", "weak", {**best, "top": 0.1}),
+        here,
+        demonstration,
+        None,
+        recorded(here),
+        run("behaviour", 1),
     )
     dynarep.write_episodes(
         shards / "changed", record(changed(options.mass, options.friction), weak, options.steps, seed=0), env=ENV
