@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from dynarep.configs.params import ParamsError, read_yaml
 from dynarep.data.schema import NAME, DataError
 
 
@@ -27,18 +28,54 @@ class Member:
     fraction: float = Field(1.0, gt=0, le=1)
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Noise:
+    """Numbers appended to every observation that have nothing to do with the task, with mean 0.
+
+    Args:
+        kind: ``white``, drawn anew in every step, or ``ar1``, which remembers.
+        dims: how many.
+        rho: correlation of successive steps, for ``ar1``; 0.99 by default.
+        deviation: of each number.
+        seed: another seed draws other numbers.
+    """
+
+    kind: Literal["white", "ar1"]
+    dims: int = Field(gt=0)
+    rho: float | None = Field(None, ge=0, lt=1)
+    deviation: float = Field(1.0, gt=0, allow_inf_nan=False)
+    seed: int = Field(0, ge=0)
+
+    def __post_init__(self) -> None:
+        if self.kind == "white" and self.rho is not None:
+            raise ValueError(f"noise.rho: found {self.rho} with kind white, expected it with kind ar1 only")
+
+    @property
+    def correlation(self) -> float:
+        """Of successive steps."""
+        if self.kind == "white":
+            return 0.0
+        return 0.99 if self.rho is None else self.rho
+
+
 FORMAT_KEYS = {
     "dataset": ("d4rl", "minari"),
     "mirrors": ("d4rl",),
-    "sha256": ("d4rl",),
     "observations": ("robomimic", "minari", "lerobot"),
-    "dones": ("robomimic", "lerobot"),
+    "subset": ("robomimic",),
+    "dones": ("d4rl", "arrays", "robomimic", "lerobot"),
+    "leave_out": ("d4rl", "arrays", "ogbench", "robomimic", "lerobot", "minari"),
 }
 """Keys that only some formats have."""
 
 
 def _member(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _several(value: Any) -> Any:
+    one = isinstance(value, int | str) and not isinstance(value, bool)
+    return (value,) if one else tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -57,16 +94,22 @@ class DatasetCard:
         sha256: of a D4RL dataset's file, in hexadecimal; another content is refused.
         observations: arrays that make up an observation, side by side in this order; ``robomimic`` and dictionaries in
             ``minari`` need it, ``lerobot`` takes ``observation.state`` by default.
-        dones: what the done flag of ``robomimic`` and ``lerobot`` means: a ``terminated`` task, or no more than that the
-            recording ends, ``truncated``.
+        subset: a filter key of ``robomimic``, ``train`` for ``mask/train``; only its demonstrations are read.
+        dones: what the done flag means that marks the end of every episode: a ``terminated`` task, or no more than that
+            the recording ends, ``truncated``; ``robomimic`` and ``lerobot`` need it, ``d4rl`` and ``arrays`` without
+            ``timeouts`` can have it for their ``terminals``.
+        leave_out: episodes of the recording to leave out: numbers as in the ids, ids, names in the recording such as
+            ``demo_3``, and ``faulty`` for all that cannot be read; one of them or several.
         action_low: lower action bound, one number or one per component; -1 by default; only with a recording.
         action_high: upper action bound, likewise; 1 by default.
         shards: a prepared dataset in a folder or at a URL, used where it lies; relative paths start at the project root.
         mix: other cards, whole or in part.
         base: ``from`` in YAML; another card.
         env: Gymnasium id of the environment, by default that of the card(s) this one is made of.
-        top: keep the n episodes of highest return, in recorded order; needs rewards.
-        stride: keep every n-th transition, after ``top``.
+        max_return: leave out the episodes of a higher return; needs rewards.
+        top: keep the n episodes of highest return, in recorded order, after ``max_return``; needs rewards.
+        noise: numbers to append to every observation, after ``top``.
+        stride: keep every n-th transition, after ``noise``.
         observations_only: drop actions and rewards; ``arrays`` of observations without any marks are one episode then.
     """
 
@@ -78,14 +121,18 @@ class DatasetCard:
     mirrors: tuple[str, ...] | None = Field(None, min_length=1)
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     observations: tuple[str, ...] | None = Field(None, min_length=1)
+    subset: str | None = Field(None, min_length=1)
     dones: Literal["terminated", "truncated"] | None = None
+    leave_out: Annotated[tuple[int | str, ...], BeforeValidator(_several)] | None = Field(None, min_length=1)
     action_low: float | tuple[float, ...] | None = None
     action_high: float | tuple[float, ...] | None = None
     shards: str | None = Field(None, min_length=1)
     mix: tuple[Annotated[Member, BeforeValidator(_member)], ...] | None = Field(None, min_length=1)
     base: str | None = Field(None, alias="from")
     env: str | None = None
+    max_return: float | None = Field(None, allow_inf_nan=False)
     top: int | None = Field(None, gt=0)
+    noise: Noise | None = None
     stride: int | None = Field(None, gt=0)
     observations_only: bool = False
 
@@ -106,16 +153,17 @@ class DatasetCard:
             raise ValueError(
                 f"action_low, action_high: only a card with path or dataset sets bounds, this one has {given[0]}"
             )
-        if self.shards is not None and (self.top or self.stride or self.observations_only):
+        selects = any(value is not None for value in (self.max_return, self.top, self.noise, self.stride))
+        if self.shards is not None and (selects or self.observations_only):
             raise ValueError(
-                f"top, stride, observations_only: a card with shards takes them as they are; write a card with from: "
-                f"{self.name} that selects, which copies what is selected"
+                "max_return, top, noise, stride, observations_only: a card with shards takes them as they are; write a card "
+                f"with from: {self.name} that selects, which copies what is selected"
             )
         for key, formats in FORMAT_KEYS.items():
             if getattr(self, key) is not None and self.format not in formats:
                 raise ValueError(f"{key}: only for format {' and '.join(formats)}, this card has {self.format}")
-        if self.dataset is None and (self.mirrors is not None or self.sha256 is not None):
-            raise ValueError("mirrors, sha256: only for a dataset given by name, this card has path")
+        if self.dataset is None and self.mirrors is not None:
+            raise ValueError("mirrors: only for a dataset given by name, this card has path")
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -160,11 +208,9 @@ def load_card(name: str, folder: Path) -> DatasetCard:
         raise DataError(f"unknown dataset {name!r}; {folder} has {', '.join(card_names(folder)) or 'no cards'}")
     path = folder / f"{name}.yaml"
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: found {type(values).__name__}, expected a mapping")
+        values = read_yaml(path)
+    except ParamsError as error:
+        raise DataError(str(error)) from None
     if "name" in values:
         raise DataError(f"{path}: name: unknown key; a card is named by its file")
     return make_card(name, values, str(path))
@@ -182,7 +228,7 @@ def make_card(name: str, values: Mapping[str, Any], where: str) -> DatasetCard:
         DataError: if a key or value is not allowed.
     """
     try:
-        return TypeAdapter(DatasetCard).validate_python({**values, "name": name})
+        return TypeAdapter(DatasetCard).validate_json(json.dumps({**values, "name": name}), strict=True)
     except ValidationError as error:
         raise DataError("\n".join(f"{where}: {_problem(problem)}" for problem in error.errors())) from None
 
@@ -190,7 +236,8 @@ def make_card(name: str, values: Mapping[str, Any], where: str) -> DatasetCard:
 def _problem(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        kind = DatasetCard if len(problem["loc"]) == 1 else Member
+        nested: type[Member] | type[Noise] = Noise if problem["loc"][0] == "noise" else Member
+        kind = DatasetCard if len(problem["loc"]) == 1 else nested
         known = [field.name for field in dataclasses.fields(kind) if kind is Member or field.name != "name"]
         return f"{key}: unknown key, expected one of {', '.join(known).replace('base', 'from')}"
     if problem["type"] == "value_error":

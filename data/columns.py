@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from dynarep.data.folders import whole_folder
 from dynarep.data.schema import DataError, Episode
-from dynarep.data.shards import FINGERPRINT, Dataset, read_columns, read_index
+from dynarep.data.shards import Dataset, read_columns, write_columns
 
 Encode = Callable[[Sequence[Episode]], Iterable[NDArray[np.float32]]]
 """Episodes to their latents, in the same order."""
@@ -24,7 +23,7 @@ def write_latents(folder: Path, dataset: Dataset, encode: Encode, *, encoder: st
         folder: receives the folder ``latents``, as a whole, in place of one that was there.
         dataset: whose episodes are encoded.
         encode: gives per episode (rows, d) float32, one row for each row of ``observations`` or for each transition.
-        encoder: where the latents come from, kept with them.
+        encoder: where the latents come from, kept with them in ``about.json``.
 
     Returns:
         The folder that was written.
@@ -33,14 +32,16 @@ def write_latents(folder: Path, dataset: Dataset, encode: Encode, *, encoder: st
         DataError: if latents have another number of rows or are not finite.
     """
     episodes = {episode.id: episode for episode in dataset.episodes}
-    about = {FINGERPRINT: dataset.fingerprint, "dataset": dataset.name, "encoder": encoder}
+
+    def columns(names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        members = [episodes[name] for name in names]
+        found = dict(zip(names, encode(members), strict=True))
+        for episode in members:
+            _check(f"latents of {dataset.name} by {encoder}", episode, found[episode.id])
+        return found
+
     with whole_folder(folder / "latents") as new:
-        for shard in read_index(dataset.folder)["shards"]:
-            members = [episodes[name] for name in shard["episodes"]]
-            columns = dict(zip(shard["episodes"], map(np.ascontiguousarray, encode(members)), strict=True))
-            for episode in members:
-                _check(f"latents of {dataset.name} by {encoder}", episode, columns[episode.id])
-            save_file(columns, new / f"{Path(shard['file']).stem}.safetensors", metadata=about)
+        write_columns(new, dataset, columns, encoder=encoder)
     return folder / "latents"
 
 
@@ -58,11 +59,12 @@ def read_latents(folder: Path | str, dataset: Dataset) -> dict[str, NDArray[np.f
         DataError: if there are none, a file is damaged or belongs to other content, or an episode is missing or has
             another number of rows.
     """
-    latents = read_columns(Path(folder), "latents", dataset)
+    latents, check_digests = read_columns(Path(folder), "latents", dataset)
     for episode in dataset.episodes:
         if episode.id not in latents:
             raise DataError(f"{Path(folder) / 'latents'}: misses episode {episode.id}")
         _check(f"{Path(folder) / 'latents'}", episode, latents[episode.id])
+    check_digests()
     return {episode.id: latents[episode.id] for episode in dataset.episodes}
 
 

@@ -1,20 +1,23 @@
 """D4RL's datasets by name, and the returns that its scores are normalised with, by dataset and by environment.
 
-Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning. An installed ``d4rl`` package is asked first:
-only its table ``infos.py`` is executed, since ``import d4rl`` needs MuJoCo 2.1. Without it the table below serves. Gym
-recordings before v2 had wrong content and are refused.
+Fu et al. 2020, D4RL: Datasets for Deep Data-Driven Reinforcement Learning. An installed ``d4rl`` distribution is asked
+first: the tables that its ``infos.py`` writes out as literals are read, and nothing of it is executed. Without it the
+table below serves. Gym recordings before v2 had wrong content and are refused.
 """
 
 from __future__ import annotations
 
+import ast
 import re
-import runpy
+import site
+import sysconfig
 from difflib import get_close_matches
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from dynarep.configs.params import read_file
 from dynarep.data.schema import DataError
 
 SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
@@ -110,8 +113,9 @@ def url(name: str) -> str:
 def reference(name: str) -> tuple[float, float] | None:
     """Random and expert return of a dataset's task, None if D4RL has none."""
     installed = _installed()
-    if name in installed.get("REF_MIN_SCORE", {}):
-        return float(installed["REF_MIN_SCORE"][name]), float(installed["REF_MAX_SCORE"][name])
+    low, high = (installed.get(key, {}).get(name) for key in ("REF_MIN_SCORE", "REF_MAX_SCORE"))
+    if low is not None and high is not None:
+        return float(low), float(high)
     return MAZE2D_REFERENCES.get(name) or REFERENCES.get(name.partition("-")[0])
 
 
@@ -127,11 +131,37 @@ def environment_reference(env: str) -> tuple[float, float] | None:
     return None
 
 
+TABLES: dict[str, type] = {"DATASET_URLS": str, "REF_MIN_SCORE": float, "REF_MAX_SCORE": float}
+"""Tables of the package by their names, and what they map datasets to."""
+INFOS_BYTES = 1 << 20
+"""Largest ``infos.py`` that is read."""
+
+
 @cache
 def _installed() -> dict[str, Any]:
-    """The tables of the installed package, nothing without it."""
-    spec = find_spec("d4rl")  # finds the package without importing it
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder) / "infos.py").is_file():
-            return runpy.run_path(str(path))
+    """The tables of the distribution that is installed for this interpreter, nothing without it."""
+    folders = {sysconfig.get_path(key) for key in ("purelib", "platlib")}
+    folders |= {site.getusersitepackages()} if site.ENABLE_USER_SITE else set()
+    for distribution in distributions(name="d4rl", path=sorted(folders)):
+        path = Path(str(distribution.locate_file("d4rl/infos.py")))
+        try:
+            return _literals(read_file(path, INFOS_BYTES))
+        except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
     return {}
+
+
+def _literals(source: bytes) -> dict[str, dict[str, Any]]:
+    """Those of ``TABLES`` that a Python source assigns as literals, with the entries of the right type."""
+    found: dict[str, dict[str, Any]] = {}
+    for statement in ast.parse(source).body:
+        if not isinstance(statement, ast.Assign):
+            continue
+        for target in statement.targets:
+            if isinstance(target, ast.Name) and target.id in TABLES and isinstance(statement.value, ast.Dict):
+                kinds = (str,) if TABLES[target.id] is str else (int, float)
+                table = ast.literal_eval(statement.value)
+                found[target.id] = {
+                    key: value for key, value in table.items() if isinstance(key, str) and type(value) in kinds
+                }
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dynarep.configs.params import read_yaml
 from dynarep.data import d4rl
 from dynarep.data.card import DatasetCard, card_names, load_card, make_card
 from dynarep.data.prepare import Recording, index_of, load_recording, read_recording
-from dynarep.data.readers import load, locate
-from dynarep.data.readers.flat import BOUND_TOLERANCE, COLUMNS, Part, gaps
-from dynarep.data.readers.guess import guess
+from dynarep.data.readers import REQUIRED, load, locate
+from dynarep.data.readers.flat import BOUND_TOLERANCE, COLUMNS, FAULTY, Notes, Part, cut
+from dynarep.data.readers.guess import filter_keys, guess
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import parse_index, read_index
 
@@ -28,7 +30,8 @@ def describe(target: str, project: Path) -> tuple[str, bool]:
     """Describe a card or a recording.
 
     Args:
-        target: name of a card in ``<project>/configs/datasets``, a card's file, or a recording's file or folder.
+        target: name of a card in ``<project>/configs/datasets``, a card's file, a recording's file or folder, or the name of
+            a published dataset, a Minari id or one of D4RL's, which is downloaded if it is not there.
         project: the folder that holds ``configs/``.
 
     Returns:
@@ -50,13 +53,32 @@ def describe(target: str, project: Path) -> tuple[str, bool]:
         return _describe_card(target, cards, project)
     if file.exists():
         return _describe_recording(file, project)
+    published = _published(target)
+    if published is not None:
+        try:
+            path = locate(make_card("mine", published, target), project)
+        except DataError as error:
+            raise DataError(
+                f"{target}: no such file or folder, and no card in {cards}; taken for a published dataset: {error}"
+            ) from error
+        return _describe_recording(path, project, published)
     known = ", ".join(card_names(cards)) or "none"
     raise DataError(f"{target}: no such file or folder, and no card in {cards}; cards there: {known}")
 
 
+MINARI_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)*[A-Za-z0-9_.-]+-v[0-9]+")
+
+
+def _published(target: str) -> dict[str, Any] | None:
+    """Keys of a card for a published dataset, None if it is not named like one."""
+    if target in d4rl.URLS:
+        return {"dataset": target, "format": "d4rl"}
+    return {"dataset": target, "format": "minari"} if MINARI_ID.fullmatch(target) else None
+
+
 def _describe_card(name: str, cards: Path, project: Path) -> tuple[str, bool]:
     card = load_card(name, cards)
-    values = yaml.safe_load((cards / f"{name}.yaml").read_text())
+    values = read_yaml(cards / f"{name}.yaml")
     lines = [f"Card {name}: {card.description}".rstrip(": ")]
     lines += _yaml({key: value for key, value in values.items() if key != "description"})
     if card.shards is not None:
@@ -65,7 +87,7 @@ def _describe_card(name: str, cards: Path, project: Path) -> tuple[str, bool]:
     try:
         recording = load_recording(name, cards=cards, root=project)
     except DataError as error:
-        return "\n".join([*lines, *_refusal(error, parts)]), False
+        return "\n".join([*lines, *_refusal(error, parts, card)]), False
     lines += _summary(recording, d4rl.reference(card.dataset) if card.format == "d4rl" and card.dataset else None)
     lines += _remarks(recording, parts)
     return "\n".join(lines), True
@@ -89,12 +111,14 @@ def _in_place(shards: str, project: Path) -> list[str]:
     return lines if returns is None else [*lines, f"returns {_number(min(returns))} to {_number(max(returns))}"]
 
 
-def _describe_recording(path: Path, project: Path) -> tuple[str, bool]:
+def _describe_recording(path: Path, project: Path, published: dict[str, Any] | None = None) -> tuple[str, bool]:
     keys = guess(path)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", path.resolve().stem).strip("-_")[:80] or "mine"
     place = path.resolve()
     root = project.resolve()
-    values = {"path": str(place.relative_to(root) if place.is_relative_to(root) else place), **keys}
+    source = published or {"path": str(place.relative_to(root) if place.is_relative_to(root) else place)}
+    base = published["dataset"] if published else place.stem
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", base).strip("-_")[:80] or "mine"
+    values = {**source, **keys}
     parts = load(path, make_card(name, values, name))
     values |= _bounds(path, values["format"], parts)
     card = make_card(name, values, name)
@@ -102,12 +126,12 @@ def _describe_recording(path: Path, project: Path) -> tuple[str, bool]:
     try:
         recording = read_recording(path, card)
     except DataError as error:
-        return "\n".join([*lines, *_refusal(error, parts)]), False
-    lines += _summary(recording, None)
+        return "\n".join([*lines, *_refusal(error, parts, card)]), False
+    lines += _summary(recording, d4rl.reference(card.dataset) if card.format == "d4rl" and card.dataset else None)
     lines += _remarks(recording, parts)
     lines += ["", f"A card that reads it, configs/datasets/{name}.yaml:", ""]
     lines += _yaml(values)
-    lines += [f"  # {line}" for line in _advice(card, recording)]
+    lines += [f"  # {line}" for line in _advice(card, recording, path)]
     return "\n".join(lines), True
 
 
@@ -133,7 +157,7 @@ def _bounds(path: Path, kind: str, parts: Sequence[Part]) -> dict[str, Any]:
     return {"action_low": np.minimum(low, -1).tolist(), "action_high": np.maximum(high, 1).tolist()}
 
 
-def _advice(card: DatasetCard, recording: Recording) -> list[str]:
+def _advice(card: DatasetCard, recording: Recording, path: Path) -> list[str]:
     """What somebody should check in a guessed card, or add to it."""
     advice = [] if recording.env else ["env: the Gymnasium id of the environment, if there is one"]
     if card.action_low is not None and card.format != "prepared":
@@ -142,14 +166,28 @@ def _advice(card: DatasetCard, recording: Recording) -> list[str]:
         advice.append("observations: all vectors in the file; leave out what the policy will not see")
     if card.dones is not None:
         advice.append("dones: terminated, if the flag means that the task itself was over, not only the recording")
+    if card.format == "robomimic" and (found := filter_keys(path)):
+        counts = ", ".join(f"{name} ({count:,})" for name, count in found.items())
+        advice.append(f"subset: one of the file's own choices of demonstrations, {counts}")
     if card.format == "ogbench":
         advice.append("format: arrays, if terminals mean terminal states and not ends of trajectories")
     return advice
 
 
-def _refusal(error: DataError, parts: Sequence[Part]) -> list[str]:
-    """Why a recording is refused, and what its arrays hold."""
+def _refusal(error: DataError, parts: Sequence[Part], card: DatasetCard) -> list[str]:
+    """Why a recording is refused, whether it could be read without faulty episodes, and what its arrays hold."""
     lines = ["", "It would be refused:", f"  {error}"]
+    if parts and FAULTY not in (card.leave_out or ()):
+        try:
+            found = cut(parts, card, REQUIRED.get(str(card.format), ()), faulty=True)
+        except DataError:
+            pass
+        else:
+            kept = sum(1 for _ in found)
+            lines.append(
+                f"  leave_out: faulty in the card would leave out {_count(len(found.notes.left_out), 'episode')} and keep "
+                f"{kept:,}."
+            )
     rows = []
     for name in COLUMNS:
         arrays = [part.columns[name] for part in parts if name in part.columns]
@@ -183,6 +221,8 @@ def _summary(recording: Recording, reference: tuple[float, float] | None) -> lis
     has_rewards = all(episode.rewards is not None for episode in episodes)
     lines.append("rewards       " + ("one each step" if has_rewards else "none"))
     lines.append(f"environment   {recording.env or 'not known; set env in the card'}")
+    if recording.notes.left_out:
+        lines.append(f"left out      {_count(len(recording.notes.left_out), 'episode')}: {_reasons(recording.notes)}")
     lines += ["", "How episodes end:"]
     ends = [(episode.terminated, episode.truncated) for episode in episodes]
     for flags, meaning in ENDS.items():
@@ -223,34 +263,56 @@ ENDS = {
 
 def _remarks(recording: Recording, parts: Sequence[Part]) -> list[str]:
     """What a careful person would look at before training on the data."""
-    found = [*_marks(parts), *_ends(recording.episodes), *_columns(recording), *_copies(recording.episodes)]
+    episodes = recording.episodes
+    found = [
+        *_marks(recording.notes),
+        *_ends(episodes),
+        *_jumps(episodes),
+        *_columns(recording),
+        *_discrete(episodes),
+        *_merged(parts),
+        *_copies(episodes),
+    ]
     return ["", "Worth a look:", *(f"  - {line}" for line in found)] if found else ["", "Nothing suspicious found."]
 
 
-def _marks(parts: Sequence[Part]) -> Iterable[str]:
-    """Ends that nobody marked, and rows that are no transition."""
-    unmarked = single = rows = 0
-    for part in parts:
-        columns = part.columns
-        marked = columns["terminals"].astype(bool) | columns.get(
-            "timeouts", np.zeros(len(columns["terminals"]))
-        ).astype(bool)
-        rows += len(marked)
-        unmarked += int(not marked[-1])
-        if "next_observations" in columns:
-            unmarked += int((gaps(columns) & ~marked[:-1]).sum())
-        else:
-            marked[-1] = True
-            single += int(marked.sum())
-    if unmarked:
+def _reasons(notes: Notes) -> str:
+    """Why episodes were left out, the most frequent reason first, each with the episodes."""
+    counted = Counter(re.sub(r"[0-9.]+(?:e[-+]?[0-9]+)?", "#", reason) for reason in notes.left_out.values())
+    texts = []
+    for shape, count in counted.most_common(3):
+        of = [
+            (name, reason)
+            for name, reason in notes.left_out.items()
+            if re.sub(r"[0-9.]+(?:e[-+]?[0-9]+)?", "#", reason) == shape
+        ]
+        others = f" and {count - 1:,} more" if count > 1 else ""
+        texts.append(f"{of[0][1]} ({of[0][0]}{others})")
+    rest = len(counted) - len(texts)
+    return "; ".join(texts) + (f"; and {_count(rest, 'other reason')}" if rest > 0 else "")
+
+
+def _marks(notes: Notes) -> Iterable[str]:
+    """Ends that nobody marked, terminals that end nothing, and rows that are no transition."""
+    if notes.unmarked:
         yield (
-            f"{_count(unmarked, 'episode')} without a mark at the end; taken as truncated. Either the recording stopped "
+            f"{_count(notes.unmarked, 'episode')} without a mark at the end; taken as truncated. Either the recording stopped "
             "there, or ends were not written down."
         )
-    if single:
+    if notes.inside:
         yield (
-            f"No next_observations: the last row of each episode is a final state only, so {single:,} of {rows:,} rows are "
-            "no steps."
+            f"{_count(notes.inside, 'row')} with a terminal flag after which the episode goes on, as in AntMaze near the goal. "
+            "They end nothing; see terminals in docs/data-format.md."
+        )
+    if notes.resimulated:
+        yield (
+            f"next_observations and the observations of the next row differ by up to {_number(notes.resimulated)} within "
+            "episodes. The format keeps episodes apart, so they stay whole, and the observations are taken."
+        )
+    if notes.final:
+        yield (
+            f"No next_observations: the last row of each episode is a final state only, so {notes.final:,} of "
+            f"{notes.rows:,} rows are no steps."
         )
 
 
@@ -272,6 +334,35 @@ def _ends(episodes: Sequence[Episode]) -> Iterable[str]:
         yield f"{_count(short, 'episode')} of a single step."
 
 
+JUMP_STEPS = 100
+"""A step so many times as large as the median one looks like another episode."""
+
+
+def _jumps(episodes: Sequence[Episode]) -> Iterable[str]:
+    """Steps within an episode that look like the start of another one."""
+    states = np.concatenate([episode.current for episode in episodes]).astype(np.float64)
+    moves = [episode.successors.astype(np.float64) - episode.current for episode in episodes]
+    deviation = states.std(0)
+    scale = np.where(deviation > 0, deviation, 1.0)
+    sizes = [np.linalg.norm(move / scale, axis=1) for move in moves]
+    typical = float(np.median(np.concatenate(sizes)))
+    largest = max(float(size.max()) for size in sizes)
+    if not typical or largest <= JUMP_STEPS * typical:
+        return
+    jumping = [size > JUMP_STEPS * typical for size in sizes]
+    which = [i for i, jumps in enumerate(jumping) if jumps.any()]
+    last = sum(bool(jumping[i][-1]) for i in which)
+    text = (
+        f"{_count(len(which), 'episode')} with a jump of up to {largest / typical:,.0f} median steps inside, the first in "
+        f"{episodes[which[0]].id}, step {int(np.argmax(jumping[which[0]]))}"
+    )
+    if 2 * last > len(which):
+        text += f"; in {last:,} of them it is the last step, as if timeouts came one row late"
+    else:
+        text += ", as if an end had not been marked"
+    yield text + "."
+
+
 def _columns(recording: Recording) -> Iterable[str]:
     """Constant columns, constant rewards and returns, actions beyond -1 and 1."""
     episodes = recording.episodes
@@ -284,7 +375,9 @@ def _columns(recording: Recording) -> Iterable[str]:
         if len(constant) and name == "rewards":
             yield f"All rewards are {_number(values[0, 0])}; no method can learn from them."
         elif len(constant):
-            yield f"Constant in {name}: {'column' + 's' * (len(constant) > 1)} {', '.join(map(str, constant))}."
+            columns = f"{'column' + 's' * (len(constant) > 1)} {', '.join(map(str, constant))}"
+            moving = " What a model makes of a value that it never saw is open: leave them out if they move in use."
+            yield f"Constant in {name}: {columns}." + moving * (name == "observations")
         if name == "actions":
             outside = int((np.abs(values) > 1 + BOUND_TOLERANCE).any(1).sum())
             if outside:
@@ -295,6 +388,58 @@ def _columns(recording: Recording) -> Iterable[str]:
     returns = recording.returns
     if returns and len(returns) > 1 and min(returns) == max(returns) != 0:
         yield f"All episodes have the same return, {_number(returns[0])}."
+
+
+DISCRETE_VALUES = 20
+"""So many whole numbers at most are taken for choices."""
+
+
+def _discrete(episodes: Sequence[Episode]) -> Iterable[str]:
+    """Actions that look like choices."""
+    arrays = [episode.actions for episode in episodes if episode.actions is not None]
+    if not arrays:
+        return
+    actions = np.concatenate(arrays)
+    values = np.unique(actions)
+    if not 1 < len(values) <= DISCRETE_VALUES or len(actions) < 2 * len(values) or (values != np.round(values)).any():
+        return
+    if actions.shape[1] > 1 and set(values.tolist()) == {0.0, 1.0} and (actions.sum(1) == 1).all():
+        kind = f"a choice among {actions.shape[1]}, one-hot"
+    else:
+        kind = f"{len(values)} whole numbers, from {_number(values[0])} to {_number(values[-1])}"
+    yield f"Actions look discrete: {kind}. All methods here take actions as continuous numbers."
+
+
+MERGED_SHARE = 0.01
+
+
+def _merged(parts: Sequence[Part]) -> Iterable[str]:
+    """Columns in which float32 cannot tell apart what the file can."""
+    for name in ("observations", "actions", "rewards"):
+        arrays = [part.columns[name] for part in parts if name in part.columns]
+        wide = [
+            values for values in arrays if values.dtype.kind in "fiu" and values.dtype.itemsize == 8 and len(values)
+        ]
+        if not wide or len({values.shape[1:] for values in wide}) > 1:
+            continue
+        columns = int(np.prod(wide[0].shape[1:]))
+        moves, lost = np.zeros(columns, np.int64), np.zeros(columns, np.int64)
+        for values in wide:
+            flat = values.reshape(len(values), -1)
+            with np.errstate(over="ignore", invalid="ignore"):
+                narrow = flat.astype(np.float32)
+            moved = flat[1:] != flat[:-1]
+            moves += moved.sum(0)
+            lost += (moved & (narrow[1:] == narrow[:-1])).sum(0)
+        merged = np.flatnonzero((lost > 0) & (lost >= MERGED_SHARE * moves))
+        if len(merged):
+            worst = merged[np.argmax(lost[merged] / moves[merged])]
+            share = lost[worst] / moves[worst]
+            yield (
+                f"float32 merges values in {name}, {'column' + 's' * (len(merged) > 1)} {', '.join(map(str, merged))}: "
+                f"{share:.0%} of the changes from row to row vanish in column {worst}. Subtract an offset before recording, "
+                "for instance the start of a clock."
+            )
 
 
 def _copies(episodes: Sequence[Episode]) -> Iterable[str]:

@@ -1,12 +1,68 @@
-"""Output folders that appear complete or not at all."""
+"""Output folders that appear complete or not at all, and files that are read as a whole within bounds."""
 
 from __future__ import annotations
 
+import errno
+import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from dynarep.configs.params import read_file
+from dynarep.data.schema import DataError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors of a disk, which say nothing about the file that was written."""
+
+
+def read_content(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        DataError: if there is none, or it is something else or larger.
+    """
+    try:
+        return read_file(path, limit)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_json(content: bytes | str, where: Path | str) -> Any:
+    """What a JSON text says: UTF-8, every key once, finite numbers.
+
+    Args:
+        content: the text.
+        where: it was read from, for messages.
+
+    Raises:
+        DataError: if it is something else, or is nested too deeply.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode()
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+    except ValueError as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise DataError(f"{where}: not valid JSON: found values nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"found the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"found {text}, expected finite numbers")
+    return number
 
 
 @contextmanager
@@ -14,6 +70,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder beside ``path`` that takes its place, flushed to disk, if the block does not raise.
 
     What lay at ``path`` before stays untouched until then, and is restored if the exchange itself was interrupted.
+
+    Raises:
+        OSError: if the disk is full or fails; the error names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
@@ -31,6 +90,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         new.rename(path)
         _flush(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno in DISK:
+            error.filename = str(path)
+        raise
     finally:
         if not path.exists() and old.exists():
             old.rename(path)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from hashlib import file_digest, sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from dynarep.data.card import DatasetCard, Member, load_card, make_card
+import numpy as np
+
+from dynarep.data.card import DatasetCard, Member, Noise, load_card, make_card
 from dynarep.data.folders import whole_folder
+from dynarep.data.noise import draw_noise, episode_generator
 from dynarep.data.parallel import IN_PROCESS, ClusterConfig, ClusterError, map_shards
 from dynarep.data.readers import environment, locate, module, read, source_files
-from dynarep.data.readers.flat import check_bounds
+from dynarep.data.readers.flat import Notes, check_bounds
 from dynarep.data.remote import read_remote_index
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import Bounds, load_shards, open_index, parse_index, read_index, write_dataset
@@ -32,12 +35,14 @@ class Recording:
         returns: of each whole episode, before any subsampling; None without rewards.
         bounds: lower and upper action bounds; two empty tuples without actions.
         env: Gymnasium id, if known.
+        notes: how the sources were read.
     """
 
     episodes: list[Episode]
     returns: list[float] | None
     bounds: Bounds
     env: str | None
+    notes: Notes = field(default_factory=Notes)
 
 
 def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path, engine: ClusterConfig = IN_PROCESS) -> None:
@@ -81,7 +86,7 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path, engine:
                 folder,
                 name,
                 recording.episodes,
-                provenance=provenance,
+                provenance=provenance | _found(recording.notes),
                 env=recording.env,
                 bounds=recording.bounds,
                 returns=recording.returns,
@@ -91,10 +96,24 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path, engine:
         shown = folder.relative_to(root) if folder.is_relative_to(root) else folder
         print(
             f"{name}: {episodes:,} episode{'s' * (episodes != 1)}, {index['transitions']:,} steps"
+            + _counted(index["provenance"])
             + (f", in place at {tree[name].shards}" if tree[name].shards is not None else "")
             + (", fresh" if fresh else f" -> {shown}"),
             flush=True,
         )
+
+
+def _found(notes: Notes) -> dict[str, Any]:
+    """What of the reading belongs into the provenance: nothing if everything was taken as it is."""
+    found = {"left_out": dict(sorted(notes.left_out.items())), "terminals_inside": notes.inside}
+    return {key: value for key, value in found.items() if value}
+
+
+def _counted(provenance: Mapping[str, Any]) -> str:
+    """The same for the line about a dataset."""
+    left_out, inside = len(provenance.get("left_out", ())), provenance.get("terminals_inside", 0)
+    counted = f", {left_out:,} left out" if left_out else ""
+    return counted + (f", {inside:,} terminals inside episodes are no ends" if inside else "")
 
 
 def index_of(shards: str, root: Path) -> tuple[str, Path | str, bytes]:
@@ -265,7 +284,8 @@ def _is_fresh(folder: Path, provenance: Mapping[str, Any]) -> bool:
         return False
     sizes = {shard["file"]: shard["bytes"] for shard in index["shards"]}
     found = {name: (folder / name).stat().st_size for name in sizes if (folder / name).is_file()}
-    return index["provenance"] == provenance and (found == sizes or "location" in index)
+    made_of = {key: index["provenance"].get(key) for key in provenance}
+    return made_of == provenance and (found == sizes or "location" in index)
 
 
 def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: ClusterConfig = IN_PROCESS) -> Recording:
@@ -294,8 +314,12 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: Clust
                 raise DataError(f"card {name}: {error}") from error
             parts = {name: found[name] for name in members}
         recording = _mixture(card, parts)
+    if card.max_return is not None:
+        recording = _up_to(card, recording)
     if card.top is not None:
         recording = _best(card, recording)
+    if card.noise is not None:
+        recording = replace(recording, episodes=[noisy(episode, card.noise) for episode in recording.episodes])
     if card.stride is not None:
         recording = replace(recording, episodes=[strided(episode, card.stride) for episode in recording.episodes])
     if card.observations_only:
@@ -317,7 +341,8 @@ def read_recording(path: Path, card: DatasetCard) -> Recording:
     Raises:
         DataError: if it cannot be read as the card says.
     """
-    episodes = list(read(path, card))
+    found = read(path, card)
+    episodes = list(found)
     if not episodes:
         raise DataError(f"{path}: found no episodes, expected at least one")
     returns = [episode.return_ for episode in episodes]
@@ -327,6 +352,7 @@ def read_recording(path: Path, card: DatasetCard) -> Recording:
         returns=[value for value in returns if value is not None] or None,
         bounds=((), ()) if actions is None else card.action_bounds(actions.shape[1]),
         env=card.env or environment(path, card),
+        notes=found.notes,
     )
 
 
@@ -353,6 +379,37 @@ def _best(card: DatasetCard, recording: Recording) -> Recording:
     if card.top > count:
         raise DataError(f"card {card.name}: top: found {card.top}, expected at most {count}, the number of episodes")
     return _select(recording, sorted(range(count), key=lambda i: -returns[i])[: card.top])
+
+
+def _up_to(card: DatasetCard, recording: Recording) -> Recording:
+    returns, most = recording.returns, card.max_return
+    assert most is not None
+    if returns is None:
+        raise DataError(f"card {card.name}: max_return: {most:g} chooses by return, but the episodes have no rewards")
+    keep = [i for i, value in enumerate(returns) if value <= most]
+    if not keep:
+        raise DataError(
+            f"card {card.name}: max_return: found {most:g}, expected at least {min(returns):g}, the lowest return of an episode"
+        )
+    return _select(recording, keep)
+
+
+def noisy(episode: Episode, noise: Noise) -> Episode:
+    """The episode with irrelevant numbers appended to its observations, drawn from the noise's seed and the episode's id.
+
+    Where transitions do not follow each other, the noise goes on from a state to its successor to the next state.
+    """
+    states, successors = episode.observations, episode.next_observations
+    rows = len(states) if successors is None else 2 * len(states)
+    rng = episode_generator(noise.seed, episode.id)
+    drawn = draw_noise(noise.kind, rows, noise.dims, rng, rho=noise.correlation, deviation=noise.deviation)
+    if successors is None:
+        return replace(episode, observations=np.concatenate([states, drawn], axis=1))
+    return replace(
+        episode,
+        observations=np.concatenate([states, drawn[::2]], axis=1),
+        next_observations=np.concatenate([successors, drawn[1::2]], axis=1),
+    )
 
 
 def strided(episode: Episode, stride: int) -> Episode:
@@ -384,24 +441,28 @@ def _mixture(card: DatasetCard, parts: Mapping[str, Recording]) -> Recording:
     """All parts after one another; rewards, and likewise returns, stay only where every part has them."""
     first, *others = parts
     for name in others:
-        for field, of in FORM.items():
+        for key, of in FORM.items():
             found, expected = of(parts[name]), of(parts[first])
-            if found != expected and not (field == "env" and card.env is not None):
+            if found != expected and not (key == "env" and card.env is not None):
                 raise DataError(
-                    f"card {card.name}: {field}: found {found} in {name} and {expected} in {first}, expected the same"
-                    + ("; or set env in this card" if field == "env" else "")
+                    f"card {card.name}: {key}: found {found} in {name} and {expected} in {first}, expected the same"
+                    + ("; or set env in this card" if key == "env" else "")
                 )
     owner: dict[str, str] = {}
     for name, part in parts.items():
         for episode in part.episodes:
             if owner.setdefault(episode.id, name) != name:
                 raise DataError(f"card {card.name}: mix: {name} and {owner[episode.id]} share episode {episode.id}")
+    notes = Notes()
+    for part in parts.values():
+        notes += part.notes
     rewarded = all(part.episodes[0].rewards is not None for part in parts.values())
     returns = [part.returns for part in parts.values() if part.returns is not None]
     return replace(
         parts[first],
         episodes=[e if rewarded else replace(e, rewards=None) for part in parts.values() for e in part.episodes],
         returns=[value for part in returns for value in part] if len(returns) == len(parts) else None,
+        notes=notes,
     )
 
 

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from hashlib import file_digest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from dynarep.data.folders import DISK
 from dynarep.data.schema import DataError
-from dynarep.data.shards import Shard, check_content, missing_shard
+from dynarep.data.shards import INDEX_BYTES, Shard, check_content, missing_shard
 
 ATTEMPTS = 4
 """Requests before a file is given up."""
@@ -17,6 +19,8 @@ PAUSE = 1.0
 """Seconds before the second attempt, doubled before each further one."""
 TIMEOUT = 60.0
 """Seconds without an answer or a byte after which an HTTP connection counts as lost."""
+SLOWEST = 1000.0
+"""Bytes per second, after the first ``TIMEOUT``, below which a transfer counts as lost."""
 TEMPORARY = (408, 425, 429)
 """HTTP status codes below 500 after which another attempt may succeed."""
 
@@ -29,10 +33,12 @@ def read_remote_index(location: str) -> tuple[str, bytes]:
     """
     url = address(location, "index.json")
     try:
-        content: bytes = _retried(url, lambda filesystem, path: filesystem.cat_file(path))
+        with TemporaryDirectory() as folder:
+            part = Path(folder) / "index.json"
+            _retried(url, lambda filesystem, path: _get(filesystem, path, part, INDEX_BYTES))
+            return url, part.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{url}: no such file; expected a prepared dataset there") from None
-    return url, content
 
 
 def fetch_shard(location: str, shard: Shard, cache: Path) -> Path:
@@ -55,10 +61,13 @@ def fetch_shard(location: str, shard: Shard, cache: Path) -> Path:
     path, part = cache / f"{shard.sha256}.tar", cache / f".{shard.sha256}.part"
 
     def download(filesystem: Any, source: str) -> None:
-        filesystem.get_file(source, str(part))
+        _get(filesystem, source, part, shard.bytes)
         _check(url, shard, part)
 
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{cache}: cannot be written: {error.strerror}") from None
     with FileLock(cache / f".{shard.sha256}.lock"):
         if path.is_file():
             try:
@@ -76,6 +85,28 @@ def fetch_shard(location: str, shard: Shard, cache: Path) -> Path:
         finally:
             part.unlink(missing_ok=True)
     return path
+
+
+class _TooLargeError(DataError):
+    """More arrives than there can be."""
+
+
+def _get(filesystem: Any, source: str, part: Path, limit: int) -> None:
+    """Copy a file of at most ``limit`` bytes, not too slowly."""
+    from fsspec.callbacks import Callback
+
+    began = time.monotonic()
+
+    def watch(size: int | None, value: int, **_: Any) -> None:
+        if max(size or 0, value) > limit:
+            raise _TooLargeError(f"found {max(size or 0, value):,} bytes or more, expected at most {limit:,}")
+        seconds = time.monotonic() - began
+        if seconds > TIMEOUT and value < SLOWEST * (seconds - TIMEOUT):
+            raise TimeoutError(f"only {value:,} bytes arrived within {seconds:.0f} s")
+
+    filesystem.get_file(source, str(part), callback=Callback(hooks={"limits": watch}))
+    if (size := part.stat().st_size) > limit:
+        raise _TooLargeError(f"found {size:,} bytes, expected at most {limit:,}")
 
 
 def address(location: str, file: str) -> str:
@@ -99,7 +130,13 @@ def _retried(url: str, action: Callable[[Any, str], Any]) -> Any:
             return action(filesystem, path)
         except FileNotFoundError:
             raise
+        except _TooLargeError as error:
+            raise DataError(f"{url}: {error}") from None
         except Exception as error:  # each file system has errors of its own
+            if isinstance(error, OSError) and error.errno in DISK:
+                raise DataError(
+                    f"{url}: cannot be written to {error.filename or 'the disk'}: {error.strerror}"
+                ) from None
             status = getattr(error, "status", None)
             refused = isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY
             if refused or isinstance(error, PermissionError):
@@ -114,6 +151,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
 
+        if "::" in url:
+            raise ValueError("found a chain of file systems, expected one URL")
         options: dict[str, Any] = {}
         if url.startswith(("http://", "https://")):
             from aiohttp import ClientTimeout
@@ -121,7 +160,9 @@ def _filesystem(url: str) -> tuple[Any, str]:
             timeout = ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
             options["client_kwargs"] = {"timeout": timeout}
         filesystem, path = url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # ImportError, ValueError, and what each file system has of its own
         raise DataError(f"{url}: cannot be read: {error}; pip install 'dynarep[remote]' reads http and https") from None
     return filesystem, path
 

@@ -9,22 +9,27 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tarfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as schema
+from safetensors import SafetensorError
 from safetensors.numpy import load, save, save_file
 
-from dynarep.data.folders import whole_folder
+from dynarep.configs.params import open_file
+from dynarep.data.folders import parse_json, read_content, whole_folder
 from dynarep.data.schema import NAME, DataError, Episode, Spec
 from dynarep.data.statistics import Moments
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever what is written, or how sources are read, changes: older datasets are then prepared again."""
 
 SHARD_BYTES = 100_000_000
@@ -34,6 +39,17 @@ INDEX_KEYS = ("name", "env", "spec", "transitions", "fingerprint", "statistics",
 FINGERPRINT = "dataset_fingerprint"
 SHARD_FILE = re.compile(r"shard-[0-9]+\.tar")
 SHA256 = re.compile("[0-9a-f]{64}")
+
+INDEX_BYTES = 1 << 28
+"""Largest index that is read, one of several million episodes."""
+COLUMN_BYTES = 1 << 36
+"""Largest file of columns that is read."""
+ABOUT = "about.json"
+"""The file beside columns that says what they belong to, and the SHA-256 of each of their files."""
+BOUND_TOLERANCE = 1e-6
+"""How far an action may exceed its bound by rounding, relative to bounds beyond 1."""
+STATISTICS_TOLERANCE = 1e-9
+"""Largest difference between recorded and recomputed statistics, relative to mean and deviation together."""
 
 Bounds = tuple[Sequence[float], Sequence[float]]
 
@@ -151,9 +167,8 @@ def write_dataset(
 
     if not NAME.fullmatch(name):
         raise DataError(f"dataset name: found {name!r}, expected at most 80 letters, digits, '-' and '_'")
-    content = sha256()
     spec: Spec | None = None
-    moments = {"observation": Moments(), "action": Moments(), "reward": Moments()}
+    summary = _Summary()
     shards: list[dict[str, Any]] = []
     sums: list[float | None] = []
     seen: set[str] = set()
@@ -172,14 +187,8 @@ def write_dataset(
                     spec = spec or found
                     _check_member(name, episode, found, spec, seen)
                     sample = _sample(episode)
-                    content.update(episode.id.encode())
-                    for key, values in sample.items():
-                        content.update(f" {key} {values.shape} ".encode() + values.tobytes())
+                    summary.add(episode, sample)
                     size += tar.write({"__key__": episode.id, "safetensors": save(sample)})
-                    columns = {"observation": episode.current, "action": episode.actions, "reward": episode.rewards}
-                    for key, column in columns.items():
-                        if column is not None:
-                            moments[key].add(column)
                     ids.append(episode.id)
                     steps.append(episode.length)
                     sums.append(episode.return_)
@@ -194,25 +203,53 @@ def write_dataset(
             raise DataError(
                 f"dataset {name}: returns: found {len(returns)}, expected one for each of {len(sums)} episodes"
             )
-        content.update(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
         index = {
             "schema_version": SCHEMA_VERSION,
             "name": name,
             "env": env,
             "spec": dataclasses.asdict(spec),
             "transitions": transitions,
-            "fingerprint": content.hexdigest(),
-            "statistics": {
-                f"{key}_{moment}": getattr(moments[key], moment)
-                for key in moments
-                if moments[key].count
-                for moment in ("mean", "std")
-            },
+            "fingerprint": summary.fingerprint(spec),
+            "statistics": summary.statistics(),
             "returns": None if returns is None else list(returns),
             "shards": shards,
             "provenance": provenance,
         }
         (new / "index.json").write_text(json.dumps(index, indent=1, allow_nan=False) + "\n")
+
+
+class _Summary:
+    """What follows from all episodes of a dataset, taken in one by one."""
+
+    def __init__(self) -> None:
+        self._content = sha256()
+        self._moments = {"observation": Moments(), "action": Moments(), "reward": Moments()}
+
+    def add(self, episode: Episode, sample: Mapping[str, np.ndarray]) -> None:
+        """Take in an episode, and its arrays as ``_sample`` returns them."""
+        self._content.update(episode.id.encode())
+        for key, values in sample.items():
+            self._content.update(f" {key} {values.shape} ".encode())
+            self._content.update(values.data)
+        columns = {"observation": episode.current, "action": episode.actions, "reward": episode.rewards}
+        for key, column in columns.items():
+            if column is not None:
+                self._moments[key].add(column)
+
+    def fingerprint(self, spec: Spec) -> str:
+        """Hash of the episodes and their spec."""
+        content = self._content.copy()
+        content.update(json.dumps(dataclasses.asdict(spec), sort_keys=True).encode())
+        return content.hexdigest()
+
+    def statistics(self) -> dict[str, list[float]]:
+        """Moments by their names in the index."""
+        return {
+            f"{key}_{moment}": getattr(moments, moment)
+            for key, moments in self._moments.items()
+            if moments.count
+            for moment in ("mean", "std")
+        }
 
 
 def _sample(episode: Episode) -> dict[str, np.ndarray]:
@@ -245,6 +282,47 @@ def _check_member(name: str, episode: Episode, found: Spec, expected: Spec, seen
         a, b = getattr(found, field.name), getattr(expected, field.name)
         if a != b:
             raise DataError(f"dataset {name}: episode {episode.id}: {field.name}: found {a}, expected {b} as before it")
+    _check_actions(f"dataset {name}", episode, expected)
+
+
+def _check_actions(where: str, episode: Episode, spec: Spec) -> None:
+    """Actions lie within the bounds, up to rounding."""
+    if episode.actions is None:
+        return
+    low, high = np.array(spec.action_low), np.array(spec.action_high)
+    slack = [BOUND_TOLERANCE * np.maximum(1, np.abs(bound)) for bound in (low, high)]
+    outside = (episode.actions < low - slack[0]) | (episode.actions > high + slack[1])
+    if outside.any():
+        row, axis = np.argwhere(outside)[0]
+        raise DataError(
+            f"{where}: episode {episode.id}: actions: found {episode.actions[row, axis]} in row {row}, component {axis}, "
+            f"expected a number in [{low[axis]}, {high[axis]}]"
+        )
+
+
+def check_episode(where: Path | str, episode: Episode, spec: Spec) -> None:
+    """An episode is one of a dataset with this spec.
+
+    Args:
+        where: it was read from, for messages.
+        episode: to check.
+        spec: of its dataset.
+
+    Raises:
+        DataError: if its dimensions or rewards are others, or an action is out of bounds.
+    """
+    form = {
+        "observation_dim": episode.observations.shape[1],
+        "action_dim": 0 if episode.actions is None else episode.actions.shape[1],
+        "has_rewards": episode.rewards is not None,
+    }
+    for field, found in form.items():
+        if found != getattr(spec, field):
+            raise DataError(
+                f"{where}: episode {episode.id}: {field}: found {found}, expected {getattr(spec, field)} as in "
+                "index.json; prepare the dataset again"
+            )
+    _check_actions(str(where), episode, spec)
 
 
 def _measure(file: Path) -> dict[str, Any]:
@@ -260,10 +338,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         DataError: if it is missing, unreadable, incomplete or of another schema version.
     """
     path = folder / "index.json"
-    try:
-        return parse_index(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; the dataset {folder.name} is not prepared") from None
+    if not path.exists():
+        raise DataError(f"{path}: no such file; the dataset {folder.name} is not prepared")
+    return parse_index(read_content(path, INDEX_BYTES), str(path))
 
 
 def parse_index(content: bytes, where: str) -> dict[str, Any]:
@@ -274,20 +351,100 @@ def parse_index(content: bytes, where: str) -> dict[str, Any]:
         where: it was read from, for messages.
 
     Raises:
-        DataError: if it is unreadable, incomplete or of another schema version.
+        DataError: if it is unreadable, incomplete, contradicts itself or is of another schema version.
     """
-    try:
-        index = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from None
+    index = parse_json(content, where)
     version = index.get("schema_version") if isinstance(index, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         advice = "update dynarep" if isinstance(version, int) and version > SCHEMA_VERSION else "prepare it again"
-        raise DataError(f"{where}: schema_version: found {version}, expected {SCHEMA_VERSION}; {advice}")
+        raise DataError(f"{where}: schema_version: found {version!r}, expected {SCHEMA_VERSION}; {advice}")
     missing = [key for key in INDEX_KEYS if key not in index]
     if missing:
         raise DataError(f"{where}: missing {', '.join(missing)}; prepare the dataset again")
+    try:
+        _check_index(TypeAdapter(_Index).validate_json(content, strict=True), where)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        found = "an unknown key" if "unexpected" in problem["type"] else f"{problem['input']!r:.200}"
+        raise DataError(f"{where}: {key}: found {found}: {problem['msg']}; prepare the dataset again") from None
     return dict(index)
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Name = Annotated[str, Field(pattern=f"^(?:{NAME.pattern})$")]
+_STRICT = ConfigDict(extra="forbid")
+
+
+@schema(frozen=True, kw_only=True, config=_STRICT)
+class _IndexedSpec:
+    observation_dim: int = Field(ge=1)
+    action_dim: int = Field(ge=0)
+    action_low: list[_Finite]
+    action_high: list[_Finite]
+    has_rewards: bool
+
+
+@schema(frozen=True, kw_only=True, config=_STRICT)
+class _IndexedShard:
+    file: str = Field(pattern=f"^(?:{SHARD_FILE.pattern})$")
+    bytes: int = Field(ge=1, le=1 << 50)
+    sha256: str = Field(pattern=f"^(?:{SHA256.pattern})$")
+    episodes: list[_Name] = Field(min_length=1)
+    steps: list[Annotated[int, Field(ge=1)]]
+
+
+@schema(frozen=True, kw_only=True, config=_STRICT)
+class _Index:
+    """``index.json``, see ``docs/data-format.md``."""
+
+    schema_version: int
+    name: _Name
+    env: str | None
+    spec: _IndexedSpec
+    transitions: int
+    fingerprint: str = Field(pattern=f"^(?:{SHA256.pattern})$")
+    statistics: dict[str, list[_Finite]]
+    returns: list[_Finite] | None
+    shards: list[_IndexedShard] = Field(min_length=1)
+    provenance: dict[str, Any]
+    location: str | None = Field(None, min_length=1)
+
+
+def _check_index(index: _Index, where: str) -> None:
+    """The parts of an index agree with each other."""
+
+    def require(holds: bool, key: str, found: object, expected: object) -> None:
+        if not holds:
+            raise DataError(f"{where}: {key}: found {found}, expected {expected}; prepare the dataset again")
+
+    spec, files, owner = index.spec, set[str](), dict[str, str]()
+    low, high, size = spec.action_low, spec.action_high, spec.action_dim
+    require(len(low) == len(high) == size, "spec", f"bounds for {len(low)} and {len(high)} actions", size)
+    require(all(a < b for a, b in zip(low, high, strict=True)), "spec", f"bounds {low} and {high}", "low < high")
+    width = 4 * (spec.observation_dim + size + spec.has_rewards)
+    for shard in index.shards:
+        key = f"shards: {shard.file}"
+        require(shard.file not in files, key, "it twice", "each shard once")
+        files.add(shard.file)
+        lengths = f"{len(shard.episodes)} episodes and {len(shard.steps)} lengths"
+        require(len(shard.episodes) == len(shard.steps), key, lengths, "one length of at least 1 for each")
+        for episode in shard.episodes:
+            require(episode not in owner, key, f"episode {episode}, as in {owner.get(episode)}", "each episode once")
+            owner[episode] = shard.file
+        claimed = f"{sum(shard.steps):,} steps of {width} bytes in {shard.bytes:,} bytes"
+        require(sum(shard.steps) * width <= shard.bytes, key, claimed, "no more than are stored")
+    steps = sum(sum(shard.steps) for shard in index.shards)
+    require(index.transitions == steps, "transitions", index.transitions, f"{steps}, the sum of all steps")
+    sizes = {"observation": spec.observation_dim} | ({"action": size} if size else {})
+    sizes |= {"reward": 1} if spec.has_rewards else {}
+    expected = {f"{key}_{moment}": count for key, count in sizes.items() for moment in ("mean", "std")}
+    found = {key: len(values) for key, values in index.statistics.items()}
+    require(found == expected, "statistics", f"numbers {found}", expected)
+    least = min(min(values) for key, values in index.statistics.items() if key.endswith("_std"))
+    require(least >= 0, "statistics", f"the deviation {least}", "none below 0")
+    count = None if index.returns is None else len(index.returns)
+    require(count in ((len(owner),) if spec.has_rewards else (None, len(owner))), "returns", count, len(owner))
 
 
 def open_dataset(folder: Path) -> ShardedDataset:
@@ -336,13 +493,32 @@ def load_shards(dataset: ShardedDataset) -> Dataset:
         DataError: if a shard is missing, truncated or changed, or cannot be had.
     """
     episodes: list[Episode] = []
+    summary = _Summary()
     for shard in dataset.shards:
-        path = shard_path(dataset, shard)
-        found = list(_read_shard(path, shard))
-        check_members(path, shard, [episode.id for episode in found], [episode.length for episode in found])
-        episodes += found
+        for episode in _read_shard(shard_path(dataset, shard), shard, dataset.spec):
+            summary.add(episode, _sample(episode))
+            episodes.append(episode)
+    _check_summary(dataset, summary)
     fields = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(DatasetInfo)}
     return Dataset(**fields, episodes=episodes)
+
+
+def _check_summary(dataset: ShardedDataset, summary: _Summary) -> None:
+    """What the index says about all episodes together is so."""
+    where, advice = f"{dataset.location}: index.json", "as its episodes have; prepare the dataset again"
+    if (fingerprint := summary.fingerprint(dataset.spec)) != dataset.fingerprint:
+        raise DataError(f"{where}: fingerprint: found {dataset.fingerprint}, expected {fingerprint} {advice}")
+    statistics = summary.statistics()
+    for key, expected in statistics.items():
+        name = key.rpartition("_")[0]
+        scale = np.abs(statistics[f"{name}_mean"]) + statistics[f"{name}_std"]
+        wrong = np.abs(np.subtract(dataset.statistics[key], expected)) > STATISTICS_TOLERANCE * scale
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            found = dataset.statistics[key][i]
+            raise DataError(
+                f"{where}: statistics: {key}: found {found} for column {i}, expected {expected[i]} {advice}"
+            )
 
 
 def shard_path(dataset: ShardedDataset, shard: Shard) -> Path:
@@ -355,16 +531,66 @@ def shard_path(dataset: ShardedDataset, shard: Shard) -> Path:
     return fetch_shard(dataset.location, shard, cache_folder() / "shards")
 
 
-def _read_shard(path: Path, shard: Shard) -> Iterator[Episode]:
-    from webdataset.tariterators import tar_file_iterator
+def _read_shard(path: Path, shard: Shard, spec: Spec) -> list[Episode]:
+    with open_shard(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(shard.bytes) if size == shard.bytes else b""
+    check_content(path, shard, size, lambda: sha256(content).hexdigest())
+    return [
+        read_episode(path, name, content[offset : offset + size], spec, steps)
+        for (name, offset, size), steps in zip(
+            shard_members(io.BytesIO(content), path, shard), shard.steps, strict=True
+        )
+    ]
 
+
+def open_shard(path: Path, place: Path | str | None = None) -> io.BufferedReader:
+    """Open the file of a shard.
+
+    Args:
+        path: of the file.
+        place: of the shard, for messages; the file itself by default.
+
+    Raises:
+        DataError: if there is no file.
+    """
     try:
-        content = path.read_bytes()
+        return open_file(path)
     except FileNotFoundError:
-        raise missing_shard(path) from None
-    check_content(path, shard, len(content), lambda: sha256(content).hexdigest())
-    for member in tar_file_iterator(io.BytesIO(content)):
-        yield read_episode(member["fname"], member["data"])
+        raise missing_shard(place or path) from None
+    except OSError as error:
+        raise DataError(f"{place or path}: cannot be read: {error.strerror}") from None
+
+
+def shard_members(file: BinaryIO, place: Path | str, shard: Shard) -> list[tuple[str, int, int]]:
+    """Name, offset and size of each episode of a shard: plain files in a plain tar, in the order of the index.
+
+    Args:
+        file: of the shard, whose size and hash are checked.
+        place: of the shard, for messages.
+        shard: as the index lists it.
+
+    Raises:
+        DataError: if it is no such tar, or holds anything else.
+    """
+    found: list[tuple[str, int, int]] = []
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.isreg() or member.sparse is not None:
+                    raise DataError(f"{place}: {member.name}: found a link, folder or device, expected a file")
+                if len(found) == len(shard.episodes) or not 0 <= member.size <= shard.bytes - member.offset_data:
+                    break
+                found.append((member.name, member.offset_data, member.size))
+            else:
+                check_members(place, shard, [name for name, _, _ in found])
+                return found
+    except DataError:
+        raise
+    except Exception as error:  # of tarfile, by the damage: TarError, ValueError, RecursionError, OverflowError, ...
+        raise DataError(f"{place}: not a readable tar: {error}; prepare the dataset again") from error
+    raise DataError(f"{place}: {member.name}: found a member too many or beyond the end; prepare the dataset again")
 
 
 def missing_shard(place: Path | str) -> DataError:
@@ -390,36 +616,56 @@ def check_content(place: Path | str, shard: Shard, size: int, digest: Callable[[
         raise DataError(f"{place}: found sha256 {found}, expected {shard.sha256}; prepare the dataset again")
 
 
-def check_members(place: Path | str, shard: Shard, ids: Sequence[str], steps: Sequence[int] | None = None) -> None:
-    """A shard holds the episodes that the index lists for it, of these lengths.
+def check_members(place: Path | str, shard: Shard, names: Sequence[str]) -> None:
+    """A shard holds the episodes that the index lists for it.
 
     Raises:
         DataError: if it does not.
     """
-    if tuple(ids) != shard.episodes or (steps is not None and tuple(steps) != shard.steps):
+    if list(names) != [f"{episode}.safetensors" for episode in shard.episodes]:
         raise DataError(f"{place}: does not hold the episodes that index.json lists for it; prepare the dataset again")
 
 
-def read_episode(member: str, content: bytes) -> Episode:
+def read_episode(place: Path | str, member: str, content: bytes, spec: Spec, steps: int) -> Episode:
     """An episode from a member of a shard.
 
     Args:
+        place: of the shard, for messages.
         member: its name, ``<episode id>.safetensors``.
         content: of the member.
+        spec: of the dataset.
+        steps: transitions that the index lists for it.
 
     Raises:
-        DataError: if an array is not as an episode needs it.
+        DataError: if it is no episode, or not one that the index describes.
     """
-    arrays = load(content)
-    return Episode(
-        id=member.removesuffix(".safetensors"),
-        observations=arrays["observations"],
-        next_observations=arrays.get("next_observations"),
-        actions=arrays.get("actions"),
-        rewards=arrays.get("rewards"),
-        terminated=bool(arrays["terminated"]),
-        truncated=bool(arrays["truncated"]),
-    )
+    where = f"{place}: {member}"
+    try:
+        arrays = load(content)
+    except Exception as error:  # SafetensorError, KeyError for types that numpy lacks, ... by the damage
+        raise DataError(f"{where}: not a readable safetensors file: {error}") from error
+    unknown = [name for name in arrays if name not in (*ARRAYS, *FLAGS)]
+    if unknown or "observations" not in arrays:
+        found = f"the unknown {unknown[0]!r:.100}" if unknown else "no observations"
+        raise DataError(f"{where}: found {found}, expected arrays {', '.join((*ARRAYS, *FLAGS))}")
+    for name in FLAGS:
+        if name not in arrays or arrays[name].dtype != np.bool_ or arrays[name].ndim:
+            form = f"{arrays[name].dtype} of shape {arrays[name].shape}" if name in arrays else "nothing"
+            raise DataError(f"{where}: {name}: found {form}, expected a truth value")
+    try:
+        episode = Episode(
+            id=member.removesuffix(".safetensors"),
+            **{name: arrays.get(name) for name in ARRAYS},  # type: ignore[arg-type]
+            **{name: bool(arrays[name]) for name in FLAGS},  # type: ignore[arg-type]
+        )
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    check_episode(place, episode, spec)
+    if episode.length != steps:
+        raise DataError(
+            f"{where}: found {episode.length} transitions, expected {steps} as in index.json; prepare the dataset again"
+        )
+    return episode
 
 
 def parts(dataset: Dataset, steps: int = 10_000) -> dict[str, list[Episode]]:
@@ -430,7 +676,7 @@ def parts(dataset: Dataset, steps: int = 10_000) -> dict[str, list[Episode]]:
     """
     episodes = {episode.id: episode for episode in dataset.episodes}
     found: dict[str, list[Episode]] = {}
-    for shard in read_index(dataset.folder)["shards"]:
+    for shard in listed_shards(dataset):
         rest = [episodes[name] for name in shard["episodes"]]
         while rest:
             ends = np.cumsum([episode.length for episode in rest])
@@ -438,6 +684,21 @@ def parts(dataset: Dataset, steps: int = 10_000) -> dict[str, list[Episode]]:
             piece, rest = rest[:size], rest[size:]
             found[f"{Path(shard['file']).stem}, {piece[0].id} to {piece[-1].id}"] = piece
     return found
+
+
+def listed_shards(dataset: DatasetInfo) -> list[dict[str, Any]]:
+    """The shards of a dataset as its index lists them now.
+
+    Raises:
+        DataError: if the index is not usable, or is that of other content by now.
+    """
+    index = read_index(dataset.folder)
+    if index["fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"{dataset.folder / 'index.json'}: fingerprint: found {index['fingerprint']}, expected {dataset.fingerprint}; "
+            "the dataset has changed since it was read"
+        )
+    return list(index["shards"])
 
 
 def write_rewards(folder: Path, dataset: Dataset, rewards: Mapping[str, np.ndarray]) -> None:
@@ -451,18 +712,46 @@ def write_rewards(folder: Path, dataset: Dataset, rewards: Mapping[str, np.ndarr
     Raises:
         DataError: if an episode is missing or unknown, or an array has a wrong shape or is not finite.
     """
-    shards = read_index(dataset.folder)["shards"]
+    with np.errstate(over="ignore"):
+        rewards = {name: np.asarray(values).astype(np.float32) for name, values in rewards.items()}
     _check_rewards(f"rewards of {dataset.name}", dataset, rewards)
     with whole_folder(folder / "rewards") as new:
-        for shard in shards:
-            columns = {name: np.ascontiguousarray(rewards[name], np.float32) for name in shard["episodes"]}
-            file = new / f"{Path(shard['file']).stem}.safetensors"
-            # a single key, because safetensors orders several at random, so that equal rewards would be unequal files
-            save_file(columns, file, metadata={FINGERPRINT: dataset.fingerprint})
+        write_columns(new, dataset, lambda names: {name: rewards[name] for name in names})
 
 
-def read_columns(folder: Path, kind: str, dataset: DatasetInfo) -> dict[str, np.ndarray]:
+def write_columns(
+    folder: Path, dataset: DatasetInfo, columns: Callable[[Sequence[str]], Mapping[str, np.ndarray]], **about: str
+) -> None:
+    """Write columns of a dataset, one file per shard, and ``about.json`` with the SHA-256 of each file.
+
+    Args:
+        folder: an existing one.
+        dataset: the columns belong to its episodes, and to no other content.
+        columns: of the episodes of a shard, by their ids.
+        about: kept in ``about.json``.
+
+    Raises:
+        DataError: if the index is not usable, or the disk is full.
+    """
+    digests = {}
+    for shard in listed_shards(dataset):
+        file = folder / f"{Path(shard['file']).stem}.safetensors"
+        arrays = {name: np.ascontiguousarray(values) for name, values in columns(shard["episodes"]).items()}
+        try:
+            # a single key, because safetensors orders several at random, so that equal columns would be unequal files
+            save_file(arrays, file, metadata={FINGERPRINT: dataset.fingerprint})
+        except SafetensorError as error:
+            raise DataError(f"{folder.parent / file.name}: cannot be written: {error}") from None
+        digests[file.name] = _measure(file)["sha256"]
+    content = {"dataset": dataset.name, **about, "sha256": digests}
+    (folder / ABOUT).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_columns(folder: Path, kind: str, dataset: DatasetInfo) -> tuple[dict[str, np.ndarray], Callable[[], None]]:
     """Columns that lie beside a dataset's shards, ``<folder>/<kind>/*.safetensors``, per episode id.
+
+    Returns:
+        The columns, and a check of the files' hashes, to be called when all that can be said more clearly is checked.
 
     Raises:
         DataError: if there are none, or a file is damaged or belongs to other content.
@@ -470,20 +759,40 @@ def read_columns(folder: Path, kind: str, dataset: DatasetInfo) -> dict[str, np.
     files = sorted((folder / kind).glob("*.safetensors"))
     if not files:
         raise DataError(f"{folder / kind}: found no {kind}")
+    place = folder / kind / ABOUT
+    about = parse_json(read_content(place, INDEX_BYTES), place) if place.exists() else {}
+    if not isinstance(about, dict) or not isinstance(about.get("sha256", {}), dict):
+        raise DataError(f"{place}: found no mapping of files to their hashes")
     columns: dict[str, np.ndarray] = {}
+    digests: dict[str, str] = {}
     for path in files:
+        content = read_content(path, COLUMN_BYTES)
+        digests[path.name] = sha256(content).hexdigest()
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                columns.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            found = load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        except Exception as error:  # SafetensorError, KeyError for types that numpy lacks, ... by the damage
             raise DataError(f"{path}: not a readable safetensors file: {error}") from error
-        if metadata.get(FINGERPRINT) != dataset.fingerprint:
+        fingerprint = header.get("__metadata__", {}).get(FINGERPRINT)
+        if fingerprint != dataset.fingerprint:
             raise DataError(
-                f"{path}: found {kind} of {metadata.get('dataset', 'a dataset')} with fingerprint {metadata.get(FINGERPRINT)}, "
+                f"{path}: found {kind} of {about.get('dataset', 'a dataset')} with fingerprint {fingerprint}, "
                 f"expected those of {dataset.name} with fingerprint {dataset.fingerprint}"
             )
-    return columns
+        if twice := columns.keys() & found.keys():
+            raise DataError(f"{path}: found episode {min(twice)} in an earlier file too, expected it once")
+        columns.update(found)
+
+    def check() -> None:
+        recorded = about.get("sha256", {})
+        for name in sorted(digests.keys() | recorded.keys()):
+            found, expected = digests.get(name), recorded.get(name)
+            if found != expected:
+                raise DataError(
+                    f"{folder / kind / name}: found sha256 {found}, expected {expected} as in {ABOUT}; make {kind} again"
+                )
+
+    return columns, check
 
 
 def read_rewards(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
@@ -493,8 +802,9 @@ def read_rewards(folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
         DataError: if there are none, a file is damaged or belongs to other content, or an episode is missing or has
             another length.
     """
-    rewards = read_columns(folder, "rewards", dataset)
+    rewards, check_digests = read_columns(folder, "rewards", dataset)
     _check_rewards(str(folder / "rewards"), dataset, rewards)
+    check_digests()
     return {episode.id: rewards[episode.id] for episode in dataset.episodes}
 
 
@@ -508,9 +818,13 @@ def _check_rewards(where: str, dataset: Dataset, rewards: Mapping[str, np.ndarra
             raise DataError(f"{where}: {fault} episode {min(ids)} ({len(ids)} in total)")
     leading = np.shape(next(iter(rewards.values())))[:-1]
     for name, length in lengths.items():
-        shape = np.shape(rewards[name])
+        shape = rewards[name].shape
+        if rewards[name].dtype != np.float32:
+            raise DataError(f"{where}: episode {name}: found {rewards[name].dtype}, expected float32")
         if len(shape) not in (1, 2) or shape != (*leading, length):
             raise DataError(f"{where}: episode {name}: found shape {shape}, expected {(*leading, length)}")
         if not np.isfinite(rewards[name]).all():
             column = int(np.argwhere(~np.isfinite(rewards[name]))[0, -1])
-            raise DataError(f"{where}: episode {name}: found a number that is not finite in transition {column}")
+            raise DataError(
+                f"{where}: episode {name}: found a number that is not finite in transition {column}, expected float32"
+            )

@@ -7,7 +7,6 @@ one of several processes, knows without having read anything where it is. See ``
 from __future__ import annotations
 
 import os
-import tarfile
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,13 +16,12 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from dynarep.data.download import cache_folder
 from dynarep.data.remote import fetch_shard
 from dynarep.data.resident import TransitionTable
-from dynarep.data.schema import DataError, Episode
-from dynarep.data.shards import ShardedDataset, check_content, check_members, missing_shard, read_episode
+from dynarep.data.schema import DataError, Episode, Spec
+from dynarep.data.shards import ShardedDataset, check_content, open_shard, read_episode, shard_members
 
 PIECES = 32
 """Portions in which the content of a table is replaced."""
@@ -102,10 +100,7 @@ class ShardFiles:
         else:
             path = fetch_shard(dataset.location, shard, self._folder)
             place = f"{path}, of {dataset.location}"
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
-            raise missing_shard(place) from None
+        file = open_shard(path, place)
         if self._spool is not None:
             path.unlink()
         try:
@@ -114,40 +109,33 @@ class ShardFiles:
             if self._checked.get(number) != mark:
                 check_content(place, shard, state.st_size, lambda: file_digest(file, "sha256").hexdigest())
                 self._checked[number] = mark
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                members = [(member.name, member.offset_data, member.size) for member in tar]
-            check_members(place, shard, [name.removesuffix(".safetensors") for name, _, _ in members])
+            members = shard_members(file, place, shard)
         except BaseException:
             file.close()
             raise
-        return _OpenShard(place, file, members, shard.steps)
+        return _OpenShard(place, file, members, shard.steps, dataset.spec)
 
 
 class _OpenShard:
     """A checked shard and where its members lie: (name, offset, size)."""
 
     def __init__(
-        self, place: Path | str, file: BinaryIO, members: list[tuple[str, int, int]], steps: Sequence[int]
+        self, place: Path | str, file: BinaryIO, members: list[tuple[str, int, int]], steps: Sequence[int], spec: Spec
     ) -> None:
-        self.place, self.file, self.members, self.steps = place, file, members, steps
+        self.place, self.file, self.members, self.steps, self.spec = place, file, members, steps, spec
 
     def read(self, position: int) -> Episode:
         name, offset, size = self.members[position]
-        content = os.pread(self.file.fileno(), size, offset)
         try:
-            episode = read_episode(name, content)
-        except (SafetensorError, DataError) as error:
+            content = os.pread(self.file.fileno(), size, offset)
+        except OSError as error:
+            raise DataError(f"{self.place}: {name}: cannot be read: {error.strerror}") from None
+        if len(content) != size:
             raise DataError(
-                f"{self.place}: {name}: found {len(content)} bytes, expected {size} that hold an episode; the file has "
-                f"changed while it was in use: {error}"
-            ) from None
-        if episode.length != self.steps[position]:
-            raise DataError(
-                f"{self.place}: {name}: found {episode.length} transitions, expected {self.steps[position]} as in "
-                "index.json; prepare the dataset again"
+                f"{self.place}: {name}: found {len(content)} bytes, expected {size}; the file has changed while it was "
+                "in use"
             )
-        return episode
+        return read_episode(self.place, name, content, self.spec, self.steps[position])
 
 
 def _close(future: Future[_OpenShard]) -> None:

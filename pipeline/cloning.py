@@ -5,8 +5,9 @@
 | -E log pi(a|s) (Pomerleau 1991) | ``Cloning.losses`` |
 | %BC: the episodes of highest return with X % of the timesteps (Chen et al. 2021, arXiv 2106.01345) | ``best_episodes`` |
 
-The actor is IQL's: a Gaussian with mean tanh(f(s)) scaled to the bounds and a free log-std in [-5, 2], so that cloning
-and offline reinforcement learning differ in the weight of each sample alone.
+The actor is IQL's: a Gaussian with mean tanh(f(s)) and a free log-std in [-5, 2] over actions mapped to [-1, 1], so that
+cloning and offline reinforcement learning differ in the weight of each sample alone, and the unit of actions does not matter.
+With an encoder the network reads its latents in place of the observation.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class CloningConfig:
     hidden: tuple[int, ...] = (256, 256)
     learning_rate: float = Field(default=3e-4, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the standardised observation."""
+    """Of hidden activations."""
+    beside: bool = False
+    """With an encoder, read the observation beside its latents."""
 
 
 class Demonstrations(Protocol):
@@ -99,10 +102,11 @@ class Cloning(Learner):
         action_high: tuple[float, ...],
         *,
         absorbing: bool = False,
+        policy: Policy | None = None,
     ) -> None:
         super().__init__()
         self.config = c
-        self.policy = Policy(
+        self.policy = policy or Policy(
             PolicyArchitecture(
                 replicas=replicas,
                 observation_dim=observation_mean.shape[-1] - absorbing,
@@ -112,25 +116,27 @@ class Cloning(Learner):
                 absorbing=absorbing,
             )
         )
-        self.policy.normaliser = Normaliser(observation_mean, observation_std)
+        if policy is None:
+            self.policy.normaliser = Normaliser(observation_mean, observation_std)
+        self.policy.network.dropout = c.dropout
         self.log_std = nn.Parameter(torch.zeros(replicas, 1, len(action_low)))
 
     @classmethod
     def build(cls, c: Any, world: World) -> Self:
         """For the observations and actions of a world."""
-        return cls(c, *world.form, absorbing=world.absorbing)
+        policy = Policy.build(world, c.hidden, beside=c.beside)
+        return cls(c, *world.form, absorbing=world.absorbing, policy=policy)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The actor with cosine decay."""
-        parameters = [*self.policy.parameters(), self.log_std]
+        parameters = [*self.policy.network.parameters(), self.log_std]
         return [{"params": parameters, "lr": self.config.learning_rate, "cosine": True}]
 
     def losses(self, batch: Demonstrations) -> Losses:
         """-E log pi(a|s)."""
-        features = nn.functional.dropout(self.policy.normaliser(batch.observations), self.config.dropout)
-        mean = self.policy.rescale(torch.tanh(self.policy.network(features)))
-        error = (mean.detach() - batch.actions).square().mean((-1, -2))
-        log_prob = gaussian_log_prob(batch.actions, mean, self.log_std.clamp(-5.0, 2.0))
+        mean, actions = torch.tanh(self.policy.network(self.policy.features(batch.observations))), self.policy.unit(batch.actions)
+        error = (mean.detach() - actions).square().mean((-1, -2))
+        log_prob = gaussian_log_prob(actions, mean, self.log_std.clamp(-5.0, 2.0))
         return Losses(-log_prob.mean(-1), {"squared_error": error})
 
     def export(self) -> Policy:

@@ -13,7 +13,8 @@ Expert states serve as initial states, so rho = d^exp.
 Deviations: one backward pass for both players through gradient reversal on the sampled actions; optionally a cloning
 term, ``cloning_weight`` * E_{d^exp} log N(a; tanh m(s), sigma^2) with a free sigma, the likelihood that ``bc`` maximises,
 because the dual game on a single demonstration determines the policy slowly and loosely (0 is the published objective);
-the gradient penalty takes mixtures of expert and replay (s, a) alone, not of (s', a').
+the gradient penalty takes mixtures of expert and replay (s, a) alone, not of (s', a'), and differentiates by standardised
+observations and by actions in [-1, 1], so that it binds all of them alike whatever their units.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dynarep.pipeline.method import Learner, Sources, World
 from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
 from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob, gradient_penalty, log_mean_exp, reverse_gradient
 from dynarep.pipeline.nn.models import Model
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
 
 if TYPE_CHECKING:
     from dynarep.data.resident import Batch
@@ -117,7 +118,7 @@ def dual_objective(
 
 
 class PerceptronCritic(nn.Module):
-    """Q(s, a) as a perceptron on standardised observations and actions."""
+    """Q(s, a) as a perceptron on standardised observations and actions in [-1, 1]."""
 
     def __init__(self, replicas: int, normaliser: Normaliser, action_dim: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
@@ -130,24 +131,18 @@ class PerceptronCritic(nn.Module):
 
 
 class TanhGaussianActor(nn.Module):
-    """tanh(u) scaled to the bounds, u ~ N(m(s), diag exp(2 l(s))), l in [-5, 2]; one perceptron gives m and l."""
-
-    low: Tensor
-    high: Tensor
+    """tanh(u) in [-1, 1], u ~ N(m(s), diag exp(2 l(s))), l in [-5, 2]; one perceptron gives m and l."""
 
     def __init__(
         self,
         replicas: int,
         normaliser: Normaliser,
-        action_low: tuple[float, ...],
-        action_high: tuple[float, ...],
+        action_dim: int,
         hidden: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.normaliser = normaliser
-        self.network = MLP((replicas,), (normaliser.mean.shape[-1], *hidden, 2 * len(action_low)), final_gain=0.01)
-        self.register_buffer("low", torch.tensor(action_low, dtype=torch.float32))
-        self.register_buffer("high", torch.tensor(action_high, dtype=torch.float32))
+        self.network = MLP((replicas,), (normaliser.mean.shape[-1], *hidden, 2 * action_dim), final_gain=0.01)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-std before tanh of (R, B, obs_dim): two of (R, B, act_dim)."""
@@ -155,13 +150,13 @@ class TanhGaussianActor(nn.Module):
         return mean, -5.0 + 3.5 * (1.0 + torch.tanh(log_std))
 
     def sample(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Reparameterised actions within the bounds from standard normal ``noise`` (R, B, act_dim)."""
+        """Reparameterised actions in [-1, 1] from standard normal ``noise`` (R, B, act_dim)."""
         mean, log_std = self(observations)
-        return self.low + (torch.tanh(mean + noise * log_std.exp()) + 1.0) * 0.5 * (self.high - self.low)
+        return torch.tanh(mean + noise * log_std.exp())
 
     def mode(self, observations: Tensor) -> Tensor:
-        """Tanh of the mean, scaled to the bounds: (R, B, act_dim)."""
-        return self.low + (torch.tanh(self(observations)[0]) + 1.0) * 0.5 * (self.high - self.low)
+        """Tanh of the mean: (R, B, act_dim)."""
+        return torch.tanh(self(observations)[0])
 
 
 def orthogonality(actor: MLP) -> Tensor:
@@ -194,12 +189,13 @@ class DualGame(Learner):
         self.replicas = replicas
         self.low, self.high = action_low, action_high
         normaliser = Normaliser(observation_mean, observation_std)
-        self.actor = TanhGaussianActor(replicas, normaliser, action_low, action_high, c.hidden)
+        self.scale = ActionScale(action_low, action_high)
+        self.actor = TanhGaussianActor(replicas, normaliser, len(action_low), c.hidden)
         self.cloning_log_std = nn.Parameter(torch.zeros(replicas, 1, len(action_low)))
         self.critic = self.make_critic(normaliser, encoder)
 
     def make_critic(self, normaliser: Normaliser, encoder: Model | None) -> nn.Module:
-        """Q(s, a) of (R, B, obs_dim), (R, B, act_dim): (R, B)."""
+        """Q of (R, B, obs_dim) and actions in [-1, 1], (R, B, act_dim): (R, B)."""
         raise NotImplementedError
 
     @classmethod
@@ -231,7 +227,8 @@ class DualGame(Learner):
         states = torch.cat(parts, 1)
         noise = torch.randn(*states.shape[:2], len(self.low), device=states.device)
         sampled = self.actor.sample(states, noise)
-        pairs = [expert.actions] + ([replay.actions] if mixing else [])
+        shown, seen = self.scale(expert.actions), self.scale(replay.actions)
+        pairs = [shown] + ([seen] if mixing else [])
         q = self.critic(
             torch.cat([states, expert.observations] + ([replay.observations] if mixing else []), 1),
             torch.cat([reverse_gradient(sampled), *pairs], 1),
@@ -247,18 +244,20 @@ class DualGame(Learner):
             replay_ratio=c.replay_ratio,
         )
 
+        normaliser = self.actor.normaliser
         u = torch.rand(*expert.observations.shape[:2], 1, device=states.device)
         penalty = gradient_penalty(
-            self.critic,
-            torch.lerp(expert.observations, replay.observations, u),
-            torch.lerp(expert.actions, replay.actions, u),
+            lambda x, a: self.critic(normaliser.inverse(x), a),
+            torch.lerp(normaliser(expert.observations), normaliser(replay.observations), u),
+            torch.lerp(shown, seen, u),
         )
         loss = objective + c.gradient_penalty * penalty + c.orthogonality * orthogonality(self.actor.network)
         cloned = expert if batch.cloned is None else batch.cloned
         mode = self.actor.mode(cloned.observations)
-        likelihood = gaussian_log_prob(cloned.actions, mode, self.cloning_log_std.clamp(-5.0, 2.0)).mean(-1)
+        actions = self.scale(cloned.actions)
+        likelihood = gaussian_log_prob(actions, mode, self.cloning_log_std.clamp(-5.0, 2.0)).mean(-1)
         loss = loss - c.cloning_weight * likelihood
-        error = (mode.detach() - cloned.actions).square().mean((-1, -2))
+        error = (mode.detach() - actions).square().mean((-1, -2))
         return Losses(
             loss,
             {

@@ -11,13 +11,12 @@ An entry's keys are the inputs and settings that all entries of its section shar
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from dynarep.configs.params import Field, ParamsError, config, read_yaml, validate
+from dynarep.configs.params import Field, ParamsError, check_sections, config, read_yaml, validate
 from dynarep.data.schema import NAME
 from dynarep.pipeline.method import Method
 from dynarep.pipeline.registry import ROOMS, find_method
@@ -27,7 +26,7 @@ from dynarep.pipeline.training.config import TrainingConfig
 NONE = "none"
 """Stands for an input that an entry does without."""
 
-SHARED = ("seed", "replicas", "trainer", "cluster", "defaults", "prepare")
+SHARED = ("seed", "replicas", "trainer", "cluster", "defaults")
 SECTIONS = (*SHARED, *ROOMS, "evaluate", "report")
 """All that a params file may hold at its top."""
 
@@ -149,11 +148,7 @@ def read_params(path: Path) -> dict[str, Any]:
     moved = [f"{path}: {key}: this section is written {MOVED[key]} now" for key in values if key in MOVED]
     if moved:
         raise ParamsError("\n".join([*moved, f"{path}: docs/params.md shows a whole file"]))
-    for key in values:
-        if key not in SECTIONS:
-            near = difflib.get_close_matches(str(key), SECTIONS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ParamsError(f"{path}: {key}: unknown section; expected one of {', '.join(SECTIONS)}{hint}")
+    check_sections(values, SECTIONS, path)
     return values
 
 
@@ -234,7 +229,7 @@ def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str
     if needs.encoder and not needs.optional_encoder and inputs.encoder == NONE:
         spaces = " and ".join(needs.encoder)
         raise ParamsError(f"{where}.encoder: found none, expected an entry of pretrain with {spaces}; {method.kind} reads it")
-    if not needs.encoder and inputs.encoder != NONE:
+    if not needs.encoder and not needs.optional_encoder and inputs.encoder != NONE:
         raise ParamsError(f"{where}.encoder: found {inputs.encoder!r}, expected none; {method.kind} reads no encoder")
 
 
@@ -246,10 +241,11 @@ def datasets_of(values: Mapping[str, Any]) -> dict[str, str]:
             for key in ("dataset", "demonstrations"):
                 if isinstance(entry, dict) and entry.get(key, NONE) != NONE:
                     found.setdefault(entry[key], f"{section}.{name}.{key}")
-    motion = (values.get("evaluate") or {}).get("motion") or {}
-    for key in ("dataset", "scale"):
-        if motion.get(key) not in (None, NONE):
-            found.setdefault(motion[key], f"evaluate.motion.{key}")
+    evaluate = values.get("evaluate") or {}
+    named = {"demonstrations": evaluate.get("demonstrations"), "motion.dataset": (evaluate.get("motion") or {}).get("dataset")}
+    for key, name in named.items():
+        if name not in (None, NONE):
+            found.setdefault(name, f"evaluate.{key}")
     return found
 
 

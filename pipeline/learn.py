@@ -22,6 +22,9 @@ from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.device import training_device
 from dynarep.pipeline.training.run import Run, digest, run_key
 
+EXPERT_STEPS, DATA_STEPS = 1, 10
+"""Steps in the absorbing state after a demonstration and after an episode of the dataset, as ValueDICE has them."""
+
 Rewards = Mapping[str, Tensor | NDArray[np.float32]]
 """Per episode id, (R or 1, T)."""
 
@@ -55,7 +58,8 @@ def learn(
     spec = demonstrations.spec if demonstrations.spec.action_dim else dataset.spec
     moments = observation_moments(dataset, absorbing=needs.absorbing is not None)
     bounds = spec.action_low, spec.action_high
-    world = World(run.replicas, *moments, *bounds, needs.absorbing is not None, encoder)
+    latents = None if encoder is None else latent_moments(encoder, dataset)
+    world = World(run.replicas, *moments, *bounds, needs.absorbing is not None, encoder, latents)
     try:
         learner = method.build(c, world)
         scaled = None if rewards is None else scaled_rewards(dataset, rewards, run.replicas, inputs).to(device)
@@ -64,7 +68,7 @@ def learn(
 
         def table(role: str) -> TransitionTable:
             if role not in made:
-                episodes = absorbed(tables[role].episodes, needs)
+                episodes = absorbed(tables[role].episodes, needs, EXPERT_STEPS if role == "demonstrations" else DATA_STEPS)
                 made[role] = TransitionTable.from_episodes(episodes, device=device)
             return made[role]
 
@@ -103,6 +107,21 @@ def _train(learner: Learner, entry: Entry[LearnInputs], sources: Sources, run: R
             phase.finish(sized)
 
 
+@torch.no_grad()
+def latent_moments(encoder: Encoder, dataset: Dataset) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation of the points of the encoder's first space over a dataset, (R, 1, d) each; None if it reads actions."""
+    if encoder.spaces[0] in encoder.reads_actions:
+        return None
+    total = squares = torch.zeros((), dtype=torch.float64)
+    count = 0
+    for episode in dataset.episodes:
+        points = encoder.embed(torch.from_numpy(episode.current)[None]).double()
+        total, squares = total + points.sum(1, keepdim=True), squares + points.square().sum(1, keepdim=True)
+        count += points.shape[1]
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
 def scaled_rewards(dataset: Dataset, rewards: Rewards, replicas: int, c: LearnInputs) -> Tensor:
     """Rewards of all transitions in the dataset's order, one row per replica, scaled: (R, N).
 
@@ -126,8 +145,8 @@ def scaled_rewards(dataset: Dataset, rewards: Rewards, replicas: int, c: LearnIn
     return (flat + c.reward_bias).expand(replicas, -1).contiguous()
 
 
-def absorbed(episodes: list[Episode], needs: Needs) -> list[Episode]:
-    """Episodes as a method reads them, led into an absorbing state where it asks for that.
+def absorbed(episodes: list[Episode], needs: Needs, steps: int) -> list[Episode]:
+    """Episodes as a method reads them, led into an absorbing state where it asks for that, with ``steps`` for so many steps.
 
     With ``discounted`` the absorbing state stands for as many steps as it has mass in the discounted occupancy: after T steps
     that mass is gamma^T, that of the steps before 1 - gamma^T; so T gamma^T / (1 - gamma^T) steps stand for it where all of the
@@ -136,7 +155,7 @@ def absorbed(episodes: list[Episode], needs: Needs) -> list[Episode]:
     if needs.absorbing is None:
         return episodes
     if needs.absorbing == "steps":
-        return with_absorbing_states(episodes)
+        return with_absorbing_states(episodes, steps)
     mass = [needs.gamma**e.length for e in episodes]
     repeats = [round(e.length * m / (1.0 - m)) for e, m in zip(episodes, mass, strict=True)]
     return [with_absorbing_states([e], n)[0] for e, n in zip(episodes, repeats, strict=True)]
@@ -158,6 +177,8 @@ def _check(
             )
     if encoder is None:
         return
+    if not needs.encoder and encoder.spaces[0] in encoder.reads_actions:
+        raise ValueError(f"{where}.encoder: {entry.inputs.encoder} reads actions, expected an encoder of states")
     missing = set(needs.encoder) - set(encoder.spaces)
     if missing:
         raise ValueError(

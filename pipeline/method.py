@@ -61,7 +61,8 @@ class World:
         action_low: bounds of actions; empty without actions.
         action_high: likewise.
         absorbing: whether the last number of an observation is the absorbing bit.
-        encoder: the one that the entry names, with R replicas.
+        encoder: the one that the entry names, with R replicas or one.
+        latents: mean and deviation over the dataset of the points of the encoder's first space, (R or 1, 1, d) each.
     """
 
     replicas: int
@@ -71,6 +72,7 @@ class World:
     action_high: tuple[float, ...] = ()
     absorbing: bool = False
     encoder: Model | None = None
+    latents: tuple[Tensor, Tensor] | None = None
 
     @property
     def observation_dim(self) -> int:

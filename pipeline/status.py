@@ -73,7 +73,17 @@ def _statuses(repo: Any, project: Path) -> list[StageStatus]:
     statuses = {
         stage.name: _status(stage, found[stage.name], stage.name in ran, differences, project) for stage in stages
     }
-    return [_after(stage, statuses, repo.index.graph) for stage in stages]
+    missing = {stage.name: _missing_dependencies(found[stage.name]) for stage in stages}
+    return [_after(stage, statuses, missing[stage.name], repo.index.graph) for stage in stages]
+
+
+def checkpoints_of(project: Path, stage: str) -> Path:
+    """Where trainings of a stage that were stopped wait: ``learn@bc`` in ``checkpoints/learn/bc``."""
+    return project.joinpath(".dynarep", "checkpoints", *stage.split("@"))
+
+
+def _missing_dependencies(changes: Mapping[str, Any]) -> set[str]:
+    return {name for name, change in changes.get("changed deps", {}).items() if change == "deleted"}
 
 
 def _changes(stage: Any) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def _status(
     """
     if "busy" in changes:
         return StageStatus(stage.name, "running")
-    waiting = _checkpoints(project / ".dynarep" / "checkpoints" / stage.name) if changes else []
+    waiting = _checkpoints(checkpoints_of(project, stage.name)) if changes else []
     if not ran:
         made = [str(out) for out in stage.outs if out.exists]
         unknown = (f"DVC does not know what made {' and '.join(made)}",) if made else ()
@@ -119,12 +129,16 @@ def _status(
     return StageStatus(stage.name, state, (*waiting, *missing, *reasons))
 
 
-def _after(stage: Any, statuses: Mapping[str, StageStatus], graph: Any) -> StageStatus:
-    """The status of a stage with that of the stages before it: what builds on a stage that will run is not fresh."""
+def _after(stage: Any, statuses: Mapping[str, StageStatus], missing: set[str], graph: Any) -> StageStatus:
+    """The status of a stage with that of the stages before it: what builds on a stage that will run is not fresh.
+
+    That a dependency is missing which such a stage will make is no reason of its own.
+    """
     own = statuses[stage.name]
     before = [other for other in _ancestors(stage, graph) if statuses[other.name].state != "fresh"]
     made = [f"{out}" for other in before for out in other.outs]
-    reasons = tuple(r for r in own.reasons if not any(r.startswith(m) and r.endswith(" is missing") for m in made))
+    coming = {_dependency_text(name, "deleted") for name in missing if any(name.startswith(out) for out in made)}
+    reasons = tuple(reason for reason in own.reasons if reason not in coming)
     if not before or own.state not in ("fresh", "stale", "running"):
         return StageStatus(own.name, own.state, reasons)
     direct = {other.name for other in graph.successors(stage)}
@@ -144,7 +158,7 @@ def _ancestors(stage: Any, graph: Any) -> list[Any]:
 
 def _checkpoints(folder: Path) -> list[str]:
     """Of each unfinished training that waits there, at which update of how many it is."""
-    paths = sorted(folder.glob("*.ckpt"))
+    paths = sorted(folder.rglob("*.ckpt"))
     if not paths:
         return []
     import torch
@@ -153,7 +167,7 @@ def _checkpoints(folder: Path) -> list[str]:
     for path in paths:
         try:
             kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["dynarep"]
-            name, update, total = kept["key"].rpartition("-")[0], kept["updates"], kept["total"]
+            name, update, total = kept["name"], kept["updates"], kept["total"]
         except Exception:
             texts.append(f"{path.name} is damaged and will be made anew")
             continue
@@ -240,5 +254,9 @@ def _text(value: Any) -> str:
 def _dependencies(stage: Any, changed: Mapping[str, str]) -> Iterable[str]:
     """Files and folders that differ, parameters apart."""
     params = {str(dependency) for dependency in stage.deps if hasattr(dependency, "read_params")}
+    return [_dependency_text(name, change) for name, change in changed.items() if name not in params]
+
+
+def _dependency_text(name: str, change: str) -> str:
     words = {"modified": "changed", "deleted": "is missing", "new": "is new"}
-    return [f"{name} {words.get(change, change)}" for name, change in changed.items() if name not in params]
+    return f"{name} {words.get(change, change)}"

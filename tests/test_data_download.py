@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +43,8 @@ class Server(ThreadingHTTPServer):
         self.length = True
         self.ranges = True
         self.mirror: bytes = body
+        self.drip: float | None = None
+        """Seconds between bytes."""
         self.requests: list[tuple[str, str | None]] = []
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -70,6 +74,12 @@ class Handler(BaseHTTPRequestHandler):
         if server.length:
             self.send_header("Content-Length", str(total - start if status != 416 else 0))
         self.end_headers()
+        for i in range(200 if server.drip else 0):
+            try:
+                self.wfile.write(body[i : i + 1])
+            except OSError:
+                return
+            time.sleep(server.drip or 0.0)
         if status != 416:
             self.wfile.write(body[start:][: server.cuts.pop(0) if server.cuts else None])
 
@@ -120,7 +130,7 @@ def cached(tmp_path: Path) -> Path:
 
 
 def leftovers(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in cached(tmp_path).parent.iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in cached(tmp_path).parent.iterdir() if path.suffix not in (".lock", ".sha256"))
 
 
 def test_a_dataset_is_downloaded_once(
@@ -276,22 +286,106 @@ def test_unknown_names_are_refused(name: str, message: str, tmp_path: Path, monk
         locate(make_card("x", {"dataset": name, "format": "d4rl"}, "card"), tmp_path)
 
 
+INFOS = """
+import os
+os.system('touch executed')
+DATASET_URLS = {'new-v0': 'http://example.org/new.hdf5', 'odd-v0': 5, 6: 'x'}
+REF_MIN_SCORE = {'new-v0': 1, 'half-v0': 1}
+REF_MAX_SCORE = {'new-v0': 2.5, 'new-v1': True}
+OTHER = {'a': open('executed', 'w')}
+for kind in ('a', 'b'):
+    DATASET_URLS['loop-' + kind] = 'http://example.org/' + kind
+"""
+
+
 def test_the_tables_of_an_installed_package_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "d4rl"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise Exception('missing MuJoCo')\n")
-    (package / "infos.py").write_text(
-        "DATASET_URLS = {'new-v0': 'http://example.org/new.hdf5'}\n"
-        "REF_MIN_SCORE, REF_MAX_SCORE = {'new-v0': 1}, {'new-v0': 2}\n"
-    )
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    d4rl._installed.cache_clear()
+    """They are read, not executed, and only if they are installed: not from a folder that lies on the path."""
+    here, installed = tmp_path / "here", tmp_path / "installed"
+    for folder in (here, installed):
+        (folder / "d4rl").mkdir(parents=True)
+        (folder / "d4rl" / "__init__.py").write_text("raise Exception('missing MuJoCo')\n")
+        (folder / "d4rl" / "infos.py").write_text(INFOS)
+        (folder / "d4rl-1.1.dist-info").mkdir()
+        (folder / "d4rl-1.1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: d4rl\nVersion: 1.1\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", ["", str(here), *sys.path])
     try:
+        d4rl._installed.cache_clear()
+        with pytest.raises(DataError, match="dataset new-v0: unknown to D4RL"):
+            d4rl.url("new-v0")
+        monkeypatch.setattr("sysconfig.get_path", lambda key: str(installed))
+        d4rl._installed.cache_clear()
         assert d4rl.url("new-v0") == "http://example.org/new.hdf5"
-        assert d4rl.reference("new-v0") == (1.0, 2.0)
+        assert d4rl.reference("new-v0") == (1.0, 2.5)
+        assert d4rl.reference("half-v0") is None
         assert d4rl.url(NAME) == f"{d4rl.SERVER}/{FILE}"
+        for name in ("odd-v0", "loop-a"):
+            with pytest.raises(DataError, match=f"dataset {name}: unknown"):
+                d4rl.url(name)
+        for source in ("REF_MIN_SCORE = " + "(" * 10_000, "DATASET_URLS = {'a': open('executed')}", "\0", "x" * 2**21):
+            (installed / "d4rl" / "infos.py").write_text(source)
+            d4rl._installed.cache_clear()
+            assert d4rl.url(NAME) == f"{d4rl.SERVER}/{FILE}"
+        assert not (here / "executed").exists()
     finally:
         d4rl._installed.cache_clear()
+
+
+def test_the_hash_of_the_first_download_is_kept(server: Server, tmp_path: Path) -> None:
+    assert fetch() == BODY
+    record = cached(tmp_path).with_name(f"{NAME}.hdf5.sha256")
+    assert record.read_text() == f"{sha256(BODY).hexdigest()}\n"
+    wrong = BODY[:-1] + bytes([BODY[-1] ^ 1])
+    cached(tmp_path).write_bytes(wrong)
+    with pytest.raises(DataError, match=rf"found sha256 \w{{64}}, expected {sha256(BODY).hexdigest()} as it was down"):
+        fetch()
+    cached(tmp_path).unlink()
+    server.body = wrong
+    with pytest.raises(DataError, match=f"expected {sha256(BODY).hexdigest()}; .*delete {record}"):
+        fetch()
+    record.write_text("nonsense")
+    with pytest.raises(DataError, match=f"{record}: found 'nonsense', expected 64 hexadecimal digits"):
+        fetch()
+    record.unlink()
+    assert fetch() == wrong, "on somebody's word"
+    record.unlink()
+    assert fetch() == wrong
+    assert record.read_text() == f"{sha256(wrong).hexdigest()}\n", "a download from before there were records"
+
+
+def test_only_servers_are_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "http://[::1", "http://a b/", "x"):
+        monkeypatch.setitem(d4rl.URLS, NAME, url)
+        with pytest.raises(DataError, match=f"dataset {NAME}: cannot be downloaded: {re.escape(url)}: "):
+            fetch()
+
+
+def test_a_download_has_bounds(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(download, "LARGEST", 1000)
+    with pytest.raises(DataError, match=f"found a file of {len(BODY):,} bytes, expected at most 1,000"):
+        fetch()
+    server.length = False
+    with pytest.raises(DataError, match="found more than 1,000 bytes"):
+        fetch()
+    monkeypatch.setattr(download, "LARGEST", 10**9)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    server.drip = 0.05
+    with pytest.raises(DataError, match=r"only [\d,]+ bytes arrived within 0 s .*what has arrived is kept"):
+        fetch()
+    monkeypatch.setattr(download, "LONGEST", 0.1)
+    with pytest.raises(DataError, match="the transfer took more than 0 s"):
+        fetch()
+
+
+def test_a_full_disk_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(download, "_copy", full)
+    with pytest.raises(DataError, match=rf"\.{NAME}.hdf5.part: cannot be written or read: No space left on device"):
+        fetch()
+    assert len(server.requests) == 1, "another attempt would not help"
 
 
 @pytest.mark.skipif(find_spec("d4rl") is None, reason="d4rl is not installed")

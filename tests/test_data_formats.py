@@ -469,12 +469,15 @@ def test_episodes_from_python_are_checked_and_become_a_dataset(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"path": "x", "format": "d4rl", "dones": "terminated"}, "dones: only for format robomimic and lerobot"),
+        ({"path": "x", "format": "ogbench", "dones": "terminated"}, "dones: only for format d4rl and arrays and robomimic"),
+        ({"path": "x", "format": "prepared", "leave_out": "faulty"}, "leave_out: only for format d4rl and arrays"),
+        ({"path": "x", "format": "minari", "subset": "train"}, "subset: only for format robomimic, this card has minari"),
+        ({"from": "x", "leave_out": [3]}, "leave_out: only for format d4rl and arrays and"),
         ({"path": "x", "format": "arrays", "observations": ["a"]}, "observations: only for format robomimic and minari"),
         ({"dataset": "x", "format": "arrays"}, "dataset: only for format d4rl and minari, this card has arrays"),
         ({"dataset": "x"}, "dataset and format: found only one of them, expected both"),
         ({"dataset": "x", "path": "y", "format": "d4rl"}, "found path and dataset, expected exactly one of path, dataset"),
-        ({"path": "x", "format": "d4rl", "mirrors": ["u"]}, "mirrors, sha256: only for a dataset given by name"),
+        ({"path": "x", "format": "d4rl", "mirrors": ["u"]}, "mirrors: only for a dataset given by name"),
         ({"dataset": "x", "format": "d4rl", "sha256": "abc"}, "sha256: found 'abc'"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.prepare import strided
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.split import held_out
+from dynarep.data.statistics import Moments
 
 Make = Callable[..., Episode]
 
@@ -152,3 +153,15 @@ def test_stride_keeps_every_nth_transition(
     np.testing.assert_array_equal(result.rewards, episode.rewards[kept])
     complete = kept[-1] == length - 1
     assert (result.terminated, result.truncated) == (complete, not complete)
+
+
+def test_a_constant_column_is_divided_by_one() -> None:
+    moments = Moments()
+    rows = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+    rows[:, 1] = 0.1  # whose mean in float64 is not always exactly 0.1
+    for part in np.array_split(rows, 7):
+        moments.add(part)
+    assert moments.std[1] == 1.0
+    np.testing.assert_allclose(moments.std[::2], rows[:, ::2].astype(np.float64).std(0), rtol=1e-10)
+    moments.add(rows[:1] + 1e-3)
+    assert 0 < moments.std[1] < 1e-3

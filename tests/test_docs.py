@@ -102,7 +102,7 @@ def words(node: ast.AST) -> str | None:
 
 
 def literals() -> Iterator[str]:
-    for folder in ("data", "pipeline", "stages"):
+    for folder in ("configs", "data", "pipeline", "stages"):
         for path in (REPOSITORY / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if text := words(node):

@@ -162,7 +162,9 @@ def test_no_stage_runs_again_when_the_engine_changes() -> None:
 
 def test_ray_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ClusterError, match=r"engine\.kind: ray needs the package ray: pip install 'dynarep\[cluster\]'"):
+    with pytest.raises(
+        ClusterError, match=r"engine\.kind: ray needs the package ray: pip install 'dynarep\[cluster\]'"
+    ):
         dict(map_shards(leave, {"a": 0}, ClusterConfig(kind="ray")))
 
 

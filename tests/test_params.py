@@ -1,33 +1,36 @@
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
-from dynarep.configs.params import Field, ParamsError, config, read_section, read_yaml, validate
+from dynarep.configs.params import (
+    NAME,
+    NODES,
+    YAML_BYTES,
+    Field,
+    ParamsError,
+    check_name,
+    check_sections,
+    config,
+    read_file,
+    read_section,
+    read_yaml,
+    validate,
+)
+from dynarep.data import schema
 from dynarep.data.parallel import ClusterConfig
-from dynarep.pipeline.training.processes import TrainerConfig
+from dynarep.pipeline.entries import datasets_of, parse_entry, read_params, section_of
 from dynarep.pipeline.playing.environments import d4rl_reference
-from dynarep.pipeline.playing.evaluate import EvaluateConfig
-from dynarep.pipeline.imitate import ImitateConfig
-from dynarep.pipeline.offline_rl import OfflineRLConfig
-from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig
-from dynarep.pipeline.pretrain_intent import PretrainIntentConfig
-from dynarep.pipeline.relabel import RelabelConfig
+from dynarep.pipeline.playing.play import EvaluateConfig
+from dynarep.pipeline.registry import ROOMS
 from dynarep.pipeline.report import ReportConfig
 from dynarep.pipeline.run import RunConfig
+from dynarep.pipeline.training.processes import TrainerConfig
 
 ROOT = Path(__file__).parents[1]
 
-SECTIONS: dict[str, type] = {
-    "engine": ClusterConfig,
-    "pretrain_dynamics": PretrainDynamicsConfig,
-    "pretrain_intent": PretrainIntentConfig,
-    "imitate": ImitateConfig,
-    "relabel": RelabelConfig,
-    "offline_rl": OfflineRLConfig,
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-}
+SECTIONS: dict[str, type] = {"cluster": ClusterConfig, "evaluate": EvaluateConfig, "report": ReportConfig}
 
 
 @config
@@ -70,7 +73,6 @@ def refusal(path: Path, section: str = "part") -> str:
 def test_a_section_is_read(tmp_path: Path) -> None:
     text = "part: {dataset: a, count: 4, optimiser: {rate: 1e-4, widths: [1, 2]}, animals: {tom: {kind: cat}}}"
     section = read_section(write(tmp_path, text), "part", Section)
-    # YAML 1.1 reads 1e-4 as text
     expected = Section(
         dataset="a", count=4, optimiser=Optimiser(rate=1e-4, widths=(1, 2)), animals={"tom": Cat(kind="cat")}
     )
@@ -90,7 +92,7 @@ def test_a_section_is_read(tmp_path: Path) -> None:
         ("{dataset: a, count: 1.5}", ["part.count: found 1.5", "integer"]),
         ("{dataset: 3}", ["part.dataset: found 3", "string"]),
         ("{dataset: a, optimiser: {rate: 0}}", ["part.optimiser.rate: found 0", "greater than 0"]),
-        ("{dataset: a, optimiser: {widths: 8}}", ["part.optimiser.widths: found 8", "tuple"]),
+        ("{dataset: a, optimiser: {widths: 8}}", ["part.optimiser.widths: found 8", "array"]),
         ("{dataset: a, animals: {tom: {kind: cow}}}", ["part.animals.tom", "cow", "'cat', 'dog'"]),
         ("{dataset: a, animals: {tom: {kind: cat, lives: 10}}}", ["part.animals.tom", ".lives: found 10"]),
         ("{count: 4}", ["part.dataset: missing"]),
@@ -122,8 +124,147 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere.yaml"
     assert refusal(missing) == f"{missing}: no such file"
     assert refusal(write(tmp_path, "a: [1")).startswith(f"{tmp_path / 'params.yaml'}: not valid YAML")
-    assert refusal(write(tmp_path, "- 1")).endswith("params.yaml: expected a mapping, found list")
-    assert refusal(write(tmp_path, "")).endswith("params.yaml: expected a mapping, found NoneType")
+    assert refusal(write(tmp_path, "- 1")).endswith("params.yaml: found list, expected a mapping")
+    assert refusal(write(tmp_path, "")).endswith("params.yaml: found NoneType, expected a mapping")
+
+
+NOBODY_MEANS = {
+    "a: 1\na: 2": "found the key 'a' twice",
+    "part: {x: 1, x: 2}": "found the key 'x' twice",
+    "a: yes": "found 'yes', which is a truth value to YAML 1.1 and text to YAML 1.2; write true or false, or quote it",
+    "a: [on]": "found 'on', which is a truth value",
+    "on: 1": "found 'on', which is a truth value",
+    "a: 1:30": "found '1:30', which is a number in base 60",
+    "a: 010": "found '010', which is an octal number",
+    "a: 0o10": "found '0o10', which is an octal number",
+    "a: 0x1F": "found '0x1F', which is a number to one version",
+    "a: 1_000": "found '1_000', which is a number to one version",
+    "a: 2020-01-01": "found '2020-01-01', which is a date",
+    "a: .inf": "found '.inf', which is no finite number",
+    "a: [-.inf]": "found '-.inf', which is no finite number",
+    "a: .nan": "found '.nan', which is no finite number",
+    "a: 1.0e+39": "found '1.0e+39', expected at most 3.402823e+38",
+    "a: 1e400": "found '1e400', expected at most 3.402823e+38",
+    "a: 99999999999999999999": "found the integer '99999999999999999999', expected at most 9223372036854775807",
+    "a: " + "9" * 5000: "expected at most 9223372036854775807",
+    "1: a": "found the key '1', expected text",
+    "~: a": "found the key '~', expected text",
+    "[a]: b": "expected text",
+    "a: !!python/object/apply:os.system [ls]": "found the tag tag:yaml.org,2002:python/object/apply:os.system",
+    "a: !!int '1'": "found the tag tag:yaml.org,2002:int",
+    "a: !x y": "found the tag !x",
+    "a: &a [*a]": "found the anchor a within itself",
+    'a: "b\\0c"': "found a null character",
+    'a: "\\udc80"': "half a character",
+    "a: " + "[" * 20_000: "nested more than 40 deep",
+    "\n".join(" " * i + "a:" for i in range(1000)): "nested more than 40 deep",
+    "a: &b [l, l, l, l, l, l, l, l, l]\n"
+    + "\n".join(f"{chr(98 + i)}: &{chr(99 + i)} [{', '.join(['*' + chr(98 + i)] * 9)}]" for i in range(9)): (
+        f"found more than {NODES:,} values, anchors expanded"
+    ),
+    "a: 1\n---\nb: 2": "expected a single document",
+}
+
+
+@pytest.mark.parametrize("text", NOBODY_MEANS, ids=lambda text: text[:20].encode("unicode_escape").decode())
+def test_yaml_that_nobody_means_is_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ParamsError) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(f"{path}: not valid YAML: ")
+    assert NOBODY_MEANS[text] in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
+def test_anchors_merge_keys_and_words_are_read(tmp_path: Path) -> None:
+    text = """\ufeffbase: &base {x: 1, y: {<<: &in {p: 1}, p: 2}}
+one: {<<: *base, x: 2}
+two: &two {<<: [*base, *in], z: 3}
+three: {<<: *two, z: 4}
+words: [true, False, ~, null, 'yes', "010", y, n, 1.2.3, -5, +6, 1e-4, 2.5E3, .5, 3., abc:def, =]
+"""
+    y = {"p": 2}
+    assert read_yaml(write(tmp_path, text)) == {
+        "base": {"x": 1, "y": y},
+        "one": {"x": 2, "y": y},
+        "two": {"x": 1, "y": y, "p": 1, "z": 3},
+        "three": {"x": 1, "y": y, "p": 1, "z": 4},
+        "words": [
+            *(True, False, None, None, "yes", "010", "y", "n", "1.2.3"),
+            *(-5, 6, 1e-4, 2500.0, 0.5, 3.0, "abc:def", "="),
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("count: true", "part.count: found True, Input should be a valid integer"),
+        ("count: '5'", "part.count: found '5', Input should be a valid integer"),
+        ("count: 5.0", "part.count: found 5.0, Input should be a valid integer"),
+        ("count: 1e1", "part.count: found 10.0, Input should be a valid integer"),
+        ("optimiser: {rate: '1'}", "part.optimiser.rate: found '1', Input should be a valid number"),
+        ("optimiser: {rate: true}", "part.optimiser.rate: found True, Input should be a valid number"),
+        ("dataset: true", "part.dataset: found True, Input should be a valid string"),
+    ],
+)
+def test_types_are_strict(tmp_path: Path, text: str, message: str) -> None:
+    given = text if text.startswith("dataset") else f"dataset: a, {text}"
+    assert message in refusal(write(tmp_path, f"part: {{{given}}}"))
+    whole = read_section(write(tmp_path, "part: {dataset: a, optimiser: {rate: 1}}"), "part", Section)
+    assert whole.optimiser.rate == 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, 2**70, {1: 2}, object(), [[object()]]])
+def test_values_from_elsewhere_are_checked_too(value: Any) -> None:
+    with pytest.raises(ParamsError, match=r"^place"):
+        validate(Section, {"dataset": "a", "animals": {"tom": {"kind": "cat", "lives": value}}}, "place")
+
+
+def test_nothing_but_files_of_moderate_size_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "large").write_bytes(b"a: '" + b"b" * YAML_BYTES + b"'\n")
+    (tmp_path / "utf16").write_bytes("a: 1".encode("utf-16"))
+    for name, message in {
+        "fifo": "found a pipe, device or socket, expected a file",
+        "/dev/zero": "found a pipe, device or socket, expected a file",
+        ".": "Is a directory",
+        "loop": "Too many levels of symbolic links",
+        "large": r"found 1,000,006 bytes, expected at most 1,000,000",
+        "/proc/self/status": r"found 1 bytes or more, expected 0",
+        "utf16": "not valid YAML: 'utf-8' codec can't decode",
+        "a" * 500: "File name too long",
+        "a\0b": "not a path",
+    }.items():
+        with pytest.raises(ParamsError, match=message) as error:
+            read_yaml(tmp_path / name)
+        assert str(error.value).startswith(f"{tmp_path / name}: ")
+    with pytest.raises(OSError, match="pipe") as caught:
+        read_file(tmp_path / "fifo", 10)
+    assert caught.value.filename == str(tmp_path / "fifo")
+
+
+def test_names_that_become_folders() -> None:
+    assert check_name("iql_ailot-2", "policies") == "iql_ailot-2"
+    assert NAME.pattern == schema.NAME.pattern, "one rule for all"
+    for name in ("../../../evil", "a/b", "a\n", "a@b", "", ".", "-x", "a" * 81, "\u0663", 5, None, "a.b"):
+        with pytest.raises(ParamsError, match=r"^policies: found .*, expected a name of at most 80 letters"):
+            check_name(name, "policies")
+    with pytest.raises(
+        ParamsError, match="policies: found 'random', expected another name; reserved are expert, random"
+    ):
+        check_name("random", "policies", reserved=("random", "expert"))
+
+
+def test_mistyped_sections_are_named() -> None:
+    check_sections({"seed": 0}, ("seed", "replicas"), "params.yaml")
+    with pytest.raises(ParamsError) as error:
+        check_sections({"sead": 3, "seed": 1, "zzz": 1}, ("seed", "replicas"), "params.yaml")
+    assert str(error.value).splitlines() == [
+        "params.yaml: sead: unknown section; did you mean seed?",
+        "params.yaml: zzz: unknown section; expected one of seed, replicas",
+    ]
 
 
 PARAMS = [ROOT / "params.yaml", *sorted((ROOT / "configs" / "presets").glob("*.yaml"))]
@@ -131,9 +272,11 @@ PARAMS = [ROOT / "params.yaml", *sorted((ROOT / "configs" / "presets").glob("*.y
 
 @pytest.mark.parametrize("path", PARAMS, ids=lambda path: path.name)
 class TestParamsFiles:
-    def test_every_section_is_known_and_valid(self, path: Path) -> None:
-        values = read_yaml(path)
-        assert set(values) <= {"seed", "replicas", "trainer", *SECTIONS}
+    def test_every_entry_parses(self, path: Path) -> None:
+        values = read_params(path)
+        for section in ROOMS:
+            for name, entry in section_of(values, section, str(path)).items():
+                parse_entry(section, name, entry, f"{path}: {section}.{name}")
         for section in set(values) & set(SECTIONS):
             read_section(path, section, SECTIONS[section])
         validate(RunConfig, {k: values[k] for k in ("seed", "replicas") if k in values}, str(path))
@@ -141,44 +284,85 @@ class TestParamsFiles:
 
     def test_named_datasets_have_cards(self, path: Path) -> None:
         known = {card.stem for card in (ROOT / "configs" / "datasets").glob("*.yaml")}
-        named = set()
-        for section in read_yaml(path).values():
-            if isinstance(section, dict):
-                places: list[dict[str, Any]] = [section, section.get("noise", {})]
-                named |= {place[key] for place in places for key in ("dataset", "demonstrations") if key in place}
-        assert named <= known
+        assert set(datasets_of(read_params(path))) <= known
 
-    def test_policies_learn_from_rewards_that_are_made(self, path: Path) -> None:
-        values = read_yaml(path)
-        if "offline_rl" not in values:
-            pytest.skip("no offline_rl")
-        made = {"true", *values.get("relabel", {}).get("methods", {})}
-        assert {policy["rewards"] for policy in values["offline_rl"]["policies"].values()} <= made
-
-
-def test_the_root_file_has_every_section() -> None:
-    assert set(read_yaml(ROOT / "params.yaml")) == {"seed", "replicas", "trainer", *SECTIONS}
+    def test_entries_name_entries_that_are_there(self, path: Path) -> None:
+        values = read_params(path)
+        sections = {section: {"none", *section_of(values, section, str(path))} for section in ROOMS}
+        for entry in (values.get("relabel") or {}).values():
+            assert entry.get("space", "none") in sections["pretrain"]
+        for entry in (values.get("learn") or {}).values():
+            assert entry["encoder"] in sections["pretrain"]
+            assert entry["rewards"] in sections["relabel"]
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"),
+    ("section", "entry", "message"),
     [
-        ("pretrain_dynamics", "held_out", 1.0),
-        ("pretrain_dynamics", "method", {"loss": "cubic"}),
-        ("pretrain_intent", "method", {"gamma": 1.0}),
-        ("pretrain_intent", "method", {"expectile": 0.0}),
-        ("pretrain_intent", "training", {"updates": -1}),
-        ("relabel", "methods", {"true": {"kind": "otr"}}),
-        ("relabel", "methods", {"ot": {"kind": "otr", "method": {"epsilon": 0}}}),
-        ("imitate", "policies", {"bc": {"kind": "bc", "method": {"dropout": 1.0}, "training": {"updates": 1}}}),
-        ("offline_rl", "reward_scale", "large"),
-        ("evaluate", "episodes", 0),
+        (
+            "pretrain",
+            {"kind": "contrastive", "dataset": "a", "held_out": 1.0, "training": {"updates": 1}},
+            "held_out: found 1.0",
+        ),
+        (
+            "pretrain",
+            {"kind": "contrastive", "dataset": "a", "loss": "cubic", "training": {"updates": 1}},
+            "loss: found 'cubic'",
+        ),
+        ("pretrain", {"kind": "icvf", "dataset": "a", "gamma": 1.0, "training": {"updates": 1}}, "gamma: found 1.0"),
+        ("pretrain", {"kind": "icvf", "dataset": "a", "training": {"updates": -1}}, "training.updates: found -1"),
+        ("pretrain", {"kind": "icvf", "dataset": "a"}, "training: missing; icvf is trained"),
+        ("pretrain", {"kind": "identity", "dataset": "a", "training": {"updates": 1}}, "identity is not trained"),
+        ("pretrain", {"kind": "icfv", "dataset": "a"}, "kind: found 'icfv', expected one of .*icvf"),
+        ("relabel", {"kind": "otr", "dataset": "a", "demonstrations": "b", "epsilon": 0}, "epsilon: found 0"),
+        (
+            "learn",
+            {"kind": "bc", "dataset": "a", "demonstrations": "b", "dropout": 1.0, "training": {"updates": 1}},
+            "dropout: found 1.0",
+        ),
+        (
+            "learn",
+            {"kind": "iql", "dataset": "a", "demonstrations": "b", "training": {"updates": 1}},
+            "rewards: found none",
+        ),
+        (
+            "learn",
+            {"kind": "bc", "dataset": "a", "demonstrations": "b", "rewards": "x", "training": {"updates": 1}},
+            "bc reads no rewards",
+        ),
+        (
+            "learn",
+            {"kind": "repr_value_dice", "dataset": "a", "demonstrations": "b", "training": {"updates": 1}},
+            "encoder: found none",
+        ),
+        (
+            "learn",
+            {"kind": "bc", "dataset": "a", "demonstrations": "b", "topp": 1, "training": {"updates": 1}},
+            "topp: unknown key; bc knows",
+        ),
     ],
 )
-def test_values_out_of_range_are_refused(section: str, key: str, value: Any, tmp_path: Path) -> None:
-    values = read_yaml(ROOT / "params.yaml")[section] | {key: value}
-    with pytest.raises(ParamsError, match=rf"params: {section}.*found"):
-        validate(SECTIONS[section], values, f"params: {section}")
+def test_an_entry_that_is_not_as_its_kind_expects_is_refused(section: str, entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParamsError, match=rf"^{section}\.x.*{message}"):
+        parse_entry(section, "x", entry)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a b", "a@b", "none", "-x", "", "a\nb"])
+def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ParamsError, match="learn: found the name"):
+        section_of({"learn": {name: {"kind": "bc"}}}, "learn", "params")
+
+
+@pytest.mark.parametrize("section", ["pretrain_dynamics", "pretrain_intent", "imitate", "offline_rl", "engine"])
+def test_an_older_file_is_told_how_it_is_written_now(tmp_path: Path, section: str) -> None:
+    path = write(tmp_path, f"{section}: {{}}")
+    with pytest.raises(ParamsError, match=rf"{section}: this section is written (pretrain|learn|cluster)"):
+        read_params(path)
+
+
+def test_an_unknown_section_is_named_with_what_was_meant(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"sead: unknown section.*did you mean seed"):
+        read_params(write(tmp_path, "sead: 3"))
 
 
 @pytest.mark.parametrize(
@@ -194,9 +378,20 @@ def test_presets_have_the_published_settings(
     preset: str, expectile: float, temperature: float, dropout: float, bias: float
 ) -> None:
     path = ROOT / "configs" / "presets" / f"{preset}.yaml"
-    c = read_section(path, "offline_rl", OfflineRLConfig)
-    assert (c.iql.expectile, c.iql.temperature, c.iql.dropout) == (expectile, temperature, dropout)
-    assert (c.reward_scale, c.reward_bias) == ("return_range", bias)
-    assert set(read_yaml(path)) - {"trainer"} == {"seed", "replicas", *SECTIONS} - {"engine"}
+    values = read_params(path)
+    entries = {name: parse_entry("learn", name, entry) for name, entry in values["learn"].items()}
+    iql = [
+        entry
+        for entry in entries.values()
+        if entry.kind == "iql" and values["relabel"][entry.inputs.rewards]["kind"] == "otr"
+    ]
+    assert iql
+    for entry in iql:
+        assert (entry.config.expectile, entry.config.temperature, entry.config.dropout) == (
+            expectile,
+            temperature,
+            dropout,
+        )
+        assert (entry.inputs.reward_scale, entry.inputs.reward_bias) == ("return_range", bias)
     env = read_section(path, "evaluate", EvaluateConfig)
     assert d4rl_reference(env.env, env.env_options) is not None

@@ -265,6 +265,36 @@ def test_a_silent_server_is_given_up(server: Server, project: Project, monkeypat
             files.read(3, 0)
 
 
+def test_what_arrives_has_bounds(server: Server, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(project.prepare())
+    path = server.folder / SHARD
+    path.write_bytes(path.read_bytes() + bytes(10**6))
+    server.requests.clear()
+    with ShardFiles(dataset) as files:
+        files.hold({3})
+        with pytest.raises(
+            DataError, match=rf"{SHARD}: found [\d,]+ bytes.*, expected at most {dataset.shards[3].bytes:,}"
+        ):
+            files.read(3, 0)
+    assert server.requests[SHARD] == 1, "another attempt would not help"
+    monkeypatch.setattr(remote, "INDEX_BYTES", 1000)
+    with pytest.raises(DataError, match=r"index.json: found [\d,]+ bytes.*, expected at most 1,000"):
+        remote.read_remote_index(server.url)
+    monkeypatch.undo()
+    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(remote, "TIMEOUT", 0.0001)
+    monkeypatch.setattr(remote, "SLOWEST", 1e12)
+    with pytest.raises(DataError, match=r"index\.json: cannot be read: "):
+        remote.read_remote_index(server.url)
+
+
+@pytest.mark.parametrize("url", ["simplecache::file:///tmp", "python://x", "foo://x", "dask://x", "http://[::1/x"])
+def test_urls_that_no_file_system_takes(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    with pytest.raises(DataError, match=re.escape(url)):
+        remote.read_remote_index(url if "://" in url else f"{url}://")
+
+
 def test_an_index_that_cannot_be_had(server: Server, project: Project, tmp_path: Path) -> None:
     path = tmp_path / "served" / "index.json"
     index = path.read_text()

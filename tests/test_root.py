@@ -184,5 +184,7 @@ def test_installed_in_a_fresh_environment(way: str, artifact: Path, tmp_path: Pa
         (elsewhere / "checked.py").write_text(CHECKED)
         mypy = (sys.executable, "-m", "mypy", "--python-executable", python, "--cache-dir", tmp_path / "cache")
         printed = call(*mypy, "--follow-imports=silent", "checked.py", cwd=elsewhere)
-        assert "pretrained.PretrainedIntent | dynarep.pipeline.artifacts.pretrained.PretrainedDynamics" in printed, printed
+        assert "pretrained.PretrainedIntent | dynarep.pipeline.artifacts.pretrained.PretrainedDynamics" in printed, (
+            printed
+        )
         assert 'Revealed type is "str"' in printed or 'Revealed type is "builtins.str"' in printed, printed

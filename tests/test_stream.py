@@ -395,7 +395,7 @@ def test_a_shard_that_changes_while_it_is_open_is_named(tmp_path: Path) -> None:
         with file.open("r+b") as handle:
             handle.truncate(2000)
         with pytest.raises(
-            DataError, match=rf"{file}: e-000005.safetensors: found 0 bytes, expected \d+ .*has changed"
+            DataError, match=rf"{file}: e-000005.safetensors: found 0 bytes, expected \d+; .*has changed"
         ):
             files.read(0, 5)
 
@@ -407,23 +407,24 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path) -> Non
     for key, value in (("episodes", ["e-000000", "e-000009"]), ("steps", [5, 7])):
         changed = json.loads(path.read_text())
         changed["shards"][0] = {**original["shards"][0], key: value}
+        changed["transitions"] = sum(changed["shards"][0]["steps"])
         path.write_text(json.dumps(changed))
         with (
             pytest.raises(DataError, match=r"shard-000000.tar.*(does not hold the episodes|found 6 tr.*expected 7)"),
             EpisodeBuffer(open_dataset(path.parent), steps=100, steps_per_update=1.0, seed=0) as buffer,
         ):
             buffer.seek(0)
-        with pytest.raises(DataError, match="does not hold the episodes"):
+        with pytest.raises(DataError, match=r"does not hold the episodes|found 6 transitions, expected 7"):
             load_dataset(path.parent)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("file", "../../elsewhere.tar", "found file '../../elsewhere.tar'"),
-        ("sha256", "../" * 9, "expected .* with 64 hexadecimal digits"),
+        ("file", "../../elsewhere.tar", r"shards.0.file: found '../../elsewhere.tar': .*shard-"),
+        ("sha256", "../" * 9, r"shards.0.sha256: found .* should match pattern .*64"),
         ("steps", [5], "found 2 episodes and 1 lengths"),
-        ("steps", [5, 0], "one length of at least 1 for each"),
+        ("steps", [5, 0], r"shards.0.steps.1: found 0: .*greater than or equal to 1"),
     ],
 )
 def test_an_index_that_no_dataset_has_is_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -567,3 +568,19 @@ def test_batches_of_a_stream_are_mixed() -> None:
     assert rows[25, "10%, in recorded order"]["drift"][0] > 0.9
     assert rows[25, "stream, 10%"]["drift"][0] < 0.4
     assert rows[250, "stream, 50%"]["drift"][0] < 0.6
+
+
+def test_episodes_of_a_stream_are_those_of_the_spec(tmp_path: Path) -> None:
+    """The hashes are right, the index is consistent, but it describes other episodes."""
+    dataset = written(tmp_path / "robot", [5, 6], shard_bytes=10**6)
+    for change, message in (
+        ({"observation_dim": 2}, "observation_dim: found 3, expected 2 as in index.json"),
+        ({"action_dim": 2, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0)}, "action_dim: found 1, expected 2"),
+        ({"has_rewards": True}, "has_rewards: found False, expected True"),
+        ({"action_low": (-0.5,)}, r"actions: found -1.0 in row 0, component 0, expected a number in \[-0.5, 1.0\]"),
+    ):
+        other = replace(dataset, spec=replace(dataset.spec, **change))
+        with stream.ShardFiles(other) as files:
+            files.hold({0})
+            with pytest.raises(DataError, match=f"shard-000000.tar: episode e-000000: {message}"):
+                files.read(0, 0)

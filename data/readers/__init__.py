@@ -1,12 +1,12 @@
-"""One module per file format, each with ``read(path, card) -> Iterator[Episode]``, owns the traps of its format.
+"""One module per file format owns the traps of its format.
 
-A module can say more: ``load`` gives the unchecked arrays, ``files`` the files of a folder that are read,
-``environment`` the recorded environment, ``local`` and ``fetch`` the place of a dataset that a card gives by name.
+A module has ``load(path, card) -> list[Part]``, the arrays in D4RL's terms, which ``flat.cut`` checks and cuts; or, where
+that does not fit, ``read(path, card) -> Iterator[Episode]``. It can say more: ``files`` the files of a folder that are
+read, ``environment`` the recorded environment, ``local`` and ``fetch`` the place of a dataset that a card gives by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +16,7 @@ from dynarep.data.schema import DataError
 
 if TYPE_CHECKING:
     from dynarep.data.card import DatasetCard
-    from dynarep.data.readers.flat import Part
-    from dynarep.data.schema import Episode
+    from dynarep.data.readers.flat import Episodes, Part
 
 MODULES = {
     "d4rl": "hdf5",
@@ -29,6 +28,15 @@ MODULES = {
     "prepared": "prepared",
 }
 """Format of a card -> module of this package."""
+
+REQUIRED = {
+    "d4rl": ("actions",),
+    "ogbench": ("actions",),
+    "robomimic": ("actions",),
+    "lerobot": ("actions",),
+    "minari": ("actions", "rewards"),
+}
+"""Format -> arrays without which a recording is not of this format, beside those that ``flat.cut`` needs."""
 
 FOLDERS = ("lerobot", "minari", "prepared")
 """Formats that are folders; ``arrays`` can be one."""
@@ -45,8 +53,10 @@ def module(card: DatasetCard) -> ModuleType:
     return import_module(f"{__name__}.{MODULES[card.format]}")
 
 
-def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
+def read(path: Path, card: DatasetCard) -> Episodes:
     """Episodes of a recording, in recorded order, with the ids ``<card name>-000000``, ``-000001``, ...
+
+    An episode without a transition is left out, and so are those that the card names; ``notes`` of the result counts them.
 
     Args:
         path: the recording.
@@ -55,10 +65,13 @@ def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
     Raises:
         DataError: if the file is missing, damaged or not as its format says; nothing has been yielded then.
     """
+    from dynarep.data.readers.flat import Episodes, cut
+
     reader = module(card)
     check_path(path, card)
-    episodes: Iterator[Episode] = reader.read(path, card)
-    return episodes
+    if hasattr(reader, "load"):
+        return cut(reader.load(path, card), card, required=REQUIRED.get(str(card.format), ()))
+    return Episodes(reader.read(path, card))
 
 
 def load(path: Path, card: DatasetCard) -> list[Part]:

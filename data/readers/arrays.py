@@ -7,27 +7,22 @@ A motion, one episode of states alone, needs ``observations`` only: an array wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import COLUMNS, Part, cut, read_array, read_columns
-from dynarep.data.schema import DataError, Episode
-
-
-def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
-    """Episodes of arrays; pickled objects are not loaded.
-
-    Raises:
-        DataError: if a file cannot be read, a required array is missing, or one is not as ``flat.cut`` describes.
-    """
-    return cut(load(path, card), card)
+from dynarep.data.readers.flat import COLUMNS, Part, read_array, read_columns
+from dynarep.data.schema import DataError
 
 
 def load(path: Path, card: DatasetCard) -> list[Part]:
-    """The arrays, unchecked."""
+    """The arrays, unchecked; pickled objects are not loaded.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
     if path.is_dir():
         found = [file.stem for file in files(path)]
         columns = read_columns(path, found, lambda name: np.load(path / f"{name}.npy", allow_pickle=False))

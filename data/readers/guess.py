@@ -12,7 +12,7 @@ from dynarep.data.readers.arrays import files
 from dynarep.data.readers.flat import COLUMNS
 from dynarep.data.readers.hdf5 import array, array_names, opened
 from dynarep.data.readers.lerobot import vectors
-from dynarep.data.readers.robomimic import demonstrations
+from dynarep.data.readers.robomimic import demonstration, demonstrations, subsets
 from dynarep.data.schema import DataError
 
 
@@ -35,6 +35,16 @@ def guess(path: Path) -> dict[str, Any]:
     return kinds[path.suffix](path)
 
 
+def filter_keys(path: Path) -> dict[str, int]:
+    """How many demonstrations each subset of a robomimic file has.
+
+    Raises:
+        DataError: if one names a demonstration that is not there.
+    """
+    with opened(path) as file:
+        return {name: len(members) for name, members in subsets(path, file).items()}
+
+
 def _folder(path: Path) -> dict[str, Any]:
     if (path / "index.json").is_file():
         return {"format": "prepared"}
@@ -48,7 +58,7 @@ def _folder(path: Path) -> dict[str, Any]:
         with opened(main) as file:
             if "episode_0" not in file:
                 raise DataError(f"{main}: episode_0: missing; found {', '.join(list(file)[:5]) or 'nothing'}")
-            episode = file["episode_0"]
+            episode = minari.episode_group(file, main, "episode_0")
             return {"format": "minari", **_vectors(episode, "observations", array_names(episode), str(main))}
     if files(path):
         return {"format": "arrays"}
@@ -86,11 +96,12 @@ def _hdf5(path: Path) -> dict[str, Any]:
     with opened(path) as file:
         names = list(file)
         if "data" in names:
-            demo = demonstrations(path, file)[0]
+            demo = demonstration(path, file, demonstrations(path, file)[0])
             dones = {"dones": "truncated"} if "dones" in demo else {}
             return {"format": "robomimic", **_vectors(demo, "obs", array_names(demo), f"{path}: {demo.name}"), **dones}
         if "observations" in names:
-            return {"format": "d4rl"}
+            only_terminals = "terminals" in names and not {"timeouts", "next_observations"} & set(names)
+            return {"format": "d4rl", **({"dones": "truncated"} if only_terminals else {})}
         if "episode_0" in names:
             raise DataError(f"{path}: a file of a Minari dataset; name the folder of the dataset, {path.parents[1]}")
     raise DataError(

@@ -8,35 +8,30 @@ before 3 have another layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import Part, cut, joined, marks, read_columns
+from dynarep.data.readers.flat import Part, joined, marks, read_columns, whole
 from dynarep.data.readers.metadata import read_json
 from dynarep.data.readers.parquet import read_table
-from dynarep.data.schema import DataError, Episode
+from dynarep.data.schema import DataError
 
 STATE = ("observation.state",)
 """Observations of a card that names none."""
 
 
-def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
-    """Episodes of a LeRobot dataset.
+def load(path: Path, card: DatasetCard) -> list[Part]:
+    """One part for each episode.
 
     Raises:
         DataError: if a file is missing or damaged, the dataset is of another version, the card names columns that are
-            no vectors of numbers, frames do not agree with ``meta/episodes``, ``next.done`` is not as ``flat.marks`` or
-            an array not as ``flat.cut`` describes.
+            no vectors of numbers, or frames do not agree with ``meta/episodes``.
     """
-    return cut(load(path, card), card, required=("actions",))
-
-
-def load(path: Path, card: DatasetCard) -> list[Part]:
-    """One part for each episode."""
     features = info(path)["features"]
     states = card.observations or STATE
     for name in (*states, "action"):
@@ -60,14 +55,21 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
     for number, (start, stop) in enumerate(bounds):
         where = f"{path}: episode {number}"
         rows = {name: values[start:stop] for name, values in frames.items()}
-        columns = {
-            "observations": joined({name: rows[name] for name in states}, where),
-            "actions": joined({"action": rows["action"]}, where),
-        }
-        if "next.reward" in rows:
-            columns["rewards"] = rows["next.reward"].reshape(-1)
-        parts.append(Part(where, columns | marks(rows.get("next.done"), stop - start, where, "next.done", card)))
+        parts.append(whole(where, f"episode_{number}", partial(_episode, rows, states, where, card)))
     return parts
+
+
+def _episode(
+    rows: dict[str, np.ndarray], states: Sequence[str], where: str, card: DatasetCard
+) -> dict[str, np.ndarray]:
+    """The columns of one episode."""
+    columns = {
+        "observations": joined({name: rows[name] for name in states}, where),
+        "actions": joined({"action": rows["action"]}, where),
+    }
+    if "next.reward" in rows:
+        columns["rewards"] = rows["next.reward"].reshape(-1)
+    return columns | marks(rows.get("next.done"), len(rows["action"]), where, "next.done", card)
 
 
 def files(path: Path) -> list[Path]:

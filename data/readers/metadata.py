@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from dynarep.configs.params import read_file
+from dynarep.data.folders import parse_json
 from dynarep.data.schema import DataError
+
+JSON_BYTES = 1 << 26
+"""Largest file that is read."""
 
 
 def read_json(file: Path, kind: str) -> dict[str, Any]:
@@ -20,11 +24,10 @@ def read_json(file: Path, kind: str) -> dict[str, Any]:
         DataError: if it is missing or no JSON object.
     """
     try:
-        values = json.loads(file.read_text())
+        content = read_file(file, JSON_BYTES)
     except OSError as error:
         raise DataError(f"{file}: cannot be read, so this is no {kind} dataset: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from None
+    values = parse_json(content, file)
     if not isinstance(values, dict):
         raise DataError(f"{file}: found {type(values).__name__}, expected a JSON object")
     return values

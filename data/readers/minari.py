@@ -9,41 +9,40 @@ load in another.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import Part, cut
+from dynarep.data.readers.flat import Part, whole
 from dynarep.data.readers.hdf5 import array, chosen, opened
 from dynarep.data.readers.metadata import read_json
-from dynarep.data.schema import DataError, Episode
+from dynarep.data.schema import DataError
 
 NAMES = {"actions": "actions", "rewards": "rewards", "terminals": "terminations", "timeouts": "truncations"}
 """Flat column -> array of an episode."""
 
 
-def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
-    """Episodes of a Minari dataset, by their number.
+def load(path: Path, card: DatasetCard) -> list[Part]:
+    """One part for each episode, by its number.
 
     Raises:
-        DataError: if a file is missing or damaged, episodes or steps are fewer than the metadata says, the card names no
-            observations of a dictionary or unknown ones, or an array is not as ``flat.cut`` describes.
+        DataError: if a file is missing or damaged, or episodes or steps are fewer than the metadata says.
     """
-    return cut(load(path, card), card, required=("actions", "rewards"))
-
-
-def load(path: Path, card: DatasetCard) -> list[Part]:
-    """One part for each episode."""
     described = metadata(path)
     main = files(path)[0]
     with opened(main) as file:
         numbers = sorted(int(name[8:]) for name in file if name.startswith("episode_") and name[8:].isdecimal())
-        parts = [_part(file[f"episode_{number}"], f"{main}: episode_{number}", card) for number in numbers]
-    steps = sum(len(part.columns["observations"]) for part in parts)
-    for name, found in {"total_episodes": len(parts), "total_steps": steps}.items():
+        names = [f"episode_{number}" for number in numbers]
+        parts = [whole(f"{main}: {name}", name, partial(_columns, file, main, name, card)) for name in names]
+    counts = {"total_episodes": len(parts)}
+    if not any(part.fault for part in parts):
+        counts["total_steps"] = sum(len(part.columns["observations"]) for part in parts)
+    for name, found in counts.items():
         expected = described.get(name, found)
         if found != expected or not parts:
             raise DataError(
@@ -88,31 +87,28 @@ def environment(path: Path) -> str | None:
 
 
 def local(name: str) -> Path | None:
-    """Folder of a dataset that Minari has on this machine, None if it has none or is not installed."""
-    try:
-        from minari.storage import get_dataset_path
-    except ImportError:
-        return None
-    folder = Path(get_dataset_path(name))
-    return folder if folder.is_dir() else None
+    """Folder of a dataset where Minari keeps its own, None if it is not there; the package need not be."""
+    root = os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets"
+    folder = Path(root).expanduser() / name
+    return folder if (folder / "data").is_dir() else None
 
 
 def fetch(card: DatasetCard) -> Path:
     """Folder of the dataset that a card gives by its Minari id, downloaded by Minari if it is not there.
 
     Raises:
-        DataError: if minari is not installed, or it fails to download.
+        DataError: if it is not there and minari is not installed, or fails to download it.
     """
     assert card.dataset is not None
+    folder = local(card.dataset)
+    if folder is not None:
+        return folder
     try:
         import minari
     except ImportError:
         raise DataError(
             f"card {card.name}: dataset {card.dataset}: Minari ids need the package minari: pip install 'dynarep[minari]'"
         ) from None
-    folder = local(card.dataset)
-    if folder is not None:
-        return folder
     try:
         minari.download_dataset(card.dataset)
     except Exception as error:  # of Minari and of the client of its server, without a common class
@@ -123,7 +119,24 @@ def fetch(card: DatasetCard) -> Path:
     return folder
 
 
-def _part(episode: h5py.Group, where: str, card: DatasetCard) -> Part:
+def episode_group(file: h5py.File, main: Path, name: str) -> h5py.Group:
+    """The group of one episode.
+
+    Raises:
+        DataError: if it cannot be opened, for instance because it is a link that leads nowhere.
+    """
+    episode = file.get(name)
+    if not isinstance(episode, h5py.Group):
+        link = file.get(name, getlink=True)
+        found = "nothing" if link is None else "something else"
+        if isinstance(link, h5py.ExternalLink):
+            found = f"a link to {link.path} in the file {link.filename}, which leads nowhere"
+        raise DataError(f"{main}: {name}: found {found}, expected the group of an episode")
+    return episode
+
+
+def _columns(file: h5py.File, main: Path, name: str, card: DatasetCard) -> dict[str, np.ndarray]:
+    episode, where = episode_group(file, main, name), f"{main}: {name}"
     columns = {column: array(episode, name, where) for column, name in NAMES.items()}
     if isinstance(episode.get("observations"), h5py.Group):
         states = chosen(episode, "observations", where, card)
@@ -136,4 +149,4 @@ def _part(episode: h5py.Group, where: str, card: DatasetCard) -> Part:
     steps = len(columns["rewards"])
     if len(states) != steps + 1:
         raise DataError(f"{where}: observations: found {len(states)} rows, expected {steps + 1} for {steps} rewards")
-    return Part(where, columns | {"observations": states[:-1], "next_observations": states[1:]})
+    return columns | {"observations": states[:-1], "next_observations": states[1:]}

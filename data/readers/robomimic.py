@@ -2,41 +2,72 @@
 
 The traps: observations are a choice of named arrays, so the card names them; ``dones`` marks success, the end of the
 demonstration or both, depending on how the file was made, so the card says how to read it; without ``next_obs`` the
-state after the last action is not known; demonstrations are numbered, and ``demo_10`` comes after ``demo_9``.
+state after the last action is not known; demonstrations are numbered, and ``demo_10`` comes after ``demo_9``. A file can
+name subsets of them, ``mask/train`` and the like, robomimic's filter keys; the card's ``subset`` chooses one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import Part, cut, marks
+from dynarep.data.readers.flat import Part, marks, whole
 from dynarep.data.readers.hdf5 import array, chosen, opened
-from dynarep.data.schema import DataError, Episode
-
-
-def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
-    """Demonstrations of a robomimic file, by their number.
-
-    Raises:
-        DataError: if the file is damaged, the card names no observations or unknown ones, demonstrations miss
-            ``actions`` or rows, ``dones`` is not as ``flat.marks`` or an array not as ``flat.cut`` describes.
-    """
-    return cut(load(path, card), card, required=("actions",))
+from dynarep.data.schema import DataError
 
 
 def load(path: Path, card: DatasetCard) -> list[Part]:
-    """One part for each demonstration."""
+    """One part for each demonstration, by its number; of a subset, those that it names.
+
+    Raises:
+        DataError: if the file is damaged or has no demonstrations, or not the card's subset.
+    """
     with opened(path) as file:
-        demos = demonstrations(path, file)
-        return [_part(demo, f"{path}: {demo.name}", card) for demo in demos]
+        names = demonstrations(path, file)
+        wanted = set(names)
+        if card.subset is not None:
+            known = subsets(path, file)
+            if card.subset not in known:
+                raise DataError(
+                    f"{path}: mask/{card.subset}: missing, but the card {card.name} sets subset: {card.subset}; found "
+                    f"{', '.join(known) or 'no subsets'}"
+                )
+            wanted = set(known[card.subset])
+        return [
+            whole(f"{path}: /data/{name}", name, partial(_columns, file, path, name, card), number)
+            for number, name in enumerate(names)
+            if name in wanted
+        ]
 
 
-def demonstrations(path: Path, file: h5py.File) -> list[h5py.Group]:
-    """The groups ``data/demo_<i>`` in order.
+def subsets(path: Path, file: h5py.File) -> dict[str, list[str]]:
+    """Names of the demonstrations in each ``mask/<subset>``.
+
+    Raises:
+        DataError: if one names a demonstration that is not there.
+    """
+    masks = file.get("mask")
+    names = demonstrations(path, file)
+    found = {}
+    for key in masks if isinstance(masks, h5py.Group) else ():
+        values = masks.get(key)
+        if not isinstance(values, h5py.Dataset):
+            continue
+        found[key] = [name.decode() if isinstance(name, bytes) else str(name) for name in values[()].ravel().tolist()]
+        missing = sorted(set(found[key]) - set(names))
+        if missing:
+            raise DataError(
+                f"{path}: mask/{key}: found {missing[0]}, expected names of groups in data, such as {names[0]}"
+            )
+    return found
+
+
+def demonstrations(path: Path, file: h5py.File) -> list[str]:
+    """Names of the groups ``data/demo_<i>`` in order.
 
     Raises:
         DataError: if there are none, or one has another name.
@@ -47,10 +78,34 @@ def demonstrations(path: Path, file: h5py.File) -> list[h5py.Group]:
     if wrong or not names:
         found = ", ".join(map(repr, wrong or file)) or "nothing"
         raise DataError(f"{path}: found {found}, expected groups data/demo_0, data/demo_1, ...")
-    return [data[name] for name in sorted(names, key=lambda name: int(name[5:]))]
+    return sorted(names, key=lambda name: int(name[5:]))
 
 
-def _part(demo: h5py.Group, where: str, card: DatasetCard) -> Part:
+def demonstration(path: Path, file: h5py.File, name: str) -> h5py.Group:
+    """One of the groups ``data/demo_<i>``.
+
+    Raises:
+        DataError: if it cannot be opened, for instance because it is a link that leads nowhere.
+    """
+    demo = file["data"].get(name)
+    if not isinstance(demo, h5py.Group):
+        raise DataError(
+            f"{path}: /data/{name}: found {_kind(file['data'], name)}, expected a group with obs and actions"
+        )
+    return demo
+
+
+def _kind(parent: h5py.Group, name: str) -> str:
+    """What lies under a name, in words."""
+    link = parent.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        return f"a link to {link.path} in the file {link.filename}, which leads nowhere"
+    return "something else"
+
+
+def _columns(file: h5py.File, path: Path, name: str, card: DatasetCard) -> dict[str, np.ndarray]:
+    demo = demonstration(path, file, name)
+    where = f"{path}: {demo.name}"
     if not isinstance(demo.get("obs"), h5py.Group):
         raise DataError(
             f"{where}: obs: missing; found {', '.join(demo) or 'nothing'}; from raw robosuite files robomimic's "
@@ -65,4 +120,4 @@ def _part(demo: h5py.Group, where: str, card: DatasetCard) -> Part:
     if "next_obs" in demo:
         columns["next_observations"] = chosen(demo, "next_obs", where, card)
     dones = array(demo, "dones", where) if "dones" in demo else None
-    return Part(where, columns | marks(dones, rows, where, "dones", card))
+    return columns | marks(dones, rows, where, "dones", card)

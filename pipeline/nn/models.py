@@ -60,14 +60,21 @@ class Model(nn.Module):
         """The networks that can be trained further, by name."""
         return {name: part for name, part in self.named_children() if isinstance(part, MLP)}
 
+    def is_shared(self, name: str) -> bool:
+        """Whether replicas share an entry of the state."""
+        return name in self.shared
+
+    def architecture_for(self, replicas: int) -> Any:
+        """The same architecture with another number of replicas."""
+        return dataclasses.replace(self.architecture, replicas=replicas)
+
     def replica_rows(self, replicas: Sequence[int]) -> Self:
         """A frozen copy of some replicas, in this order; one may come several times."""
-        architecture = dataclasses.replace(self.architecture, replicas=len(replicas))
         rows = list(replicas)
         state = {
-            name: tensor if name in self.shared else tensor[rows] for name, tensor in self.state_dict().items()
+            name: tensor if self.is_shared(name) else tensor[rows] for name, tensor in self.state_dict().items()
         }
-        chosen = type(self)(architecture)  # type: ignore[call-arg]
+        chosen = type(self)(self.architecture_for(len(rows)))  # type: ignore[call-arg]
         chosen.load_state_dict(state)
         chosen.eval().requires_grad_(False)
         return chosen
@@ -117,7 +124,7 @@ class ActingModel(Model):
         """Number of independently trained policies."""
         return int(self.architecture.replicas)
 
-    def reset(self, seed: tuple[int, ...]) -> None:
+    def reset(self, seed: tuple[int, ...]) -> None:  # noqa: B027
         """Begin a block of episodes; policies without a state and without noise do nothing."""
 
     def act(self, observations: Tensor) -> Tensor:

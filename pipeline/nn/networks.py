@@ -110,6 +110,8 @@ class MLP(nn.Module):
         self.hidden_activation = ACTIVATIONS[hidden_activation]
         self.final_activation = ACTIVATIONS[final_activation] if final_activation else None
         self.layer_norm = layer_norm
+        self.dropout = 0.0
+        """Share of the hidden activations that are dropped while the network is trained."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*stack, B, sizes[0]) to (*stack, B, sizes[-1])."""
@@ -117,6 +119,8 @@ class MLP(nn.Module):
             x = self.hidden_activation(layer(x))
             if self.layer_norm:
                 x = nn.functional.layer_norm(x, x.shape[-1:])
+            if self.dropout and self.training:
+                x = nn.functional.dropout(x, self.dropout)
         x = self.layers[-1](x)
         return self.final_activation(x) if self.final_activation else x
 
@@ -140,3 +144,32 @@ class Normaliser(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Standardise (..., dim)."""
         return (x - self.mean) / (self.std + 1e-3)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """What ``forward`` made x of."""
+        return x * (self.std + 1e-3) + self.mean
+
+
+class ActionScale(nn.Module):
+    """Maps actions from their bounds to [-1, 1] and back, so that the unit of actions does not matter to a network.
+
+    Args:
+        low: lower bounds.
+        high: upper bounds.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, low: Sequence[float], high: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """From the bounds to [-1, 1]."""
+        return (actions - 0.5 * (self.low + self.high)) / (0.5 * (self.high - self.low))
+
+    def inverse(self, unit: Tensor) -> Tensor:
+        """From [-1, 1] to the bounds."""
+        return 0.5 * (self.low + self.high) + unit * (0.5 * (self.high - self.low))

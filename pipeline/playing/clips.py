@@ -29,7 +29,7 @@ from torch import Tensor
 from dynarep.data.parallel import one_thread
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset
-from dynarep.pipeline.playing.environments import EvaluationError, make_environment
+from dynarep.pipeline.playing.environments import EvaluationError, NoiseConfig, make_environment, seeded
 from dynarep.pipeline.playing.motion import MotionConfig
 from dynarep.pipeline.playing.play import Actor, EvaluateConfig, play_block
 
@@ -143,13 +143,13 @@ def _attempt(job: Callable[[], Clip]) -> Clip | RenderingError:
 
 
 @cache
-def _stage(env: str, options: str, observations: tuple[str, ...] | None) -> Any:
+def _stage(env: str, options: str, observations: tuple[str, ...] | None, noise: NoiseConfig | None) -> Any:
     """The one environment of a process that renders; a second viewer in a process can blank the first.
 
     Where MuJoCo draws, the camera follows the body, and shadows and reflections are left out, which makes it three times as
     fast without a GPU.
     """
-    environment = make_environment(env, json.loads(options), observations, render_mode="rgb_array")
+    environment = make_environment(env, json.loads(options), observations, noise=noise, render_mode="rgb_array")
     renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
     if renderer is not None:
         model = renderer.model
@@ -163,7 +163,8 @@ def _stage(env: str, options: str, observations: tuple[str, ...] | None) -> Any:
 def _rendering(settings: EvaluateConfig) -> tuple[Any, int]:
     """The environment of this process, and the width of its pictures."""
     assert settings.clips is not None
-    return _stage(settings.env, json.dumps(settings.env_options), settings.observations), settings.clips.width
+    options = json.dumps(settings.env_options)
+    return _stage(settings.env, options, settings.observations, settings.noise), settings.clips.width
 
 
 def _picture(environment: Any, width: int) -> NDArray[np.uint8]:
@@ -213,7 +214,8 @@ def film_policy(settings: EvaluateConfig, name: str, folder: Path) -> Clip:
     length = int(play_block(recorder, name, short, first=0).lengths[0, 0])
 
     stage, width = _rendering(settings)
-    stage.reset(seed=settings.seed)
+    with seeded(settings.seed):
+        stage.reset(seed=settings.seed)
     frames, total, ended = [_picture(stage, width)], 0.0, False
     for step, action in enumerate(recorder.actions[:length], start=1):
         _, reward, terminated, truncated, _ = stage.step(action)

@@ -8,16 +8,35 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynarep.configs.params import Field, config
 from dynarep.data.d4rl import environment_reference
+
+
+@config
+class NoiseConfig:
+    """Numbers without meaning beside an observation, as ``dynarep.data.noise`` draws them for recordings.
+
+    Args:
+        kind: ``white`` is drawn anew in every step, ``ar1`` remembers.
+        dims: how many.
+        rho: correlation of successive steps with ``ar1``.
+        deviation: of each number.
+    """
+
+    kind: Literal["white", "ar1"]
+    dims: int = Field(gt=0)
+    rho: float = Field(default=0.99, ge=0, lt=1)
+    deviation: float = Field(default=1.0, gt=0)
 
 
 class EvaluationError(ValueError):
@@ -82,6 +101,9 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     r"(AdroitHand|Fetch|HandReach|HandManipulate)\w*-v\d+": Family(**ROBOTICS),
+    r"(pointmaze|antmaze|humanoidmaze|antsoccer|cube|scene|puzzle)-.+-v\d+": Family(
+        package="ogbench", extra="ogbench", distributions=("ogbench",)
+    ),
     r"dm_control/.+": Family(package="shimmy", extra="dmc", distributions=("shimmy", "dm-control")),
     r"Ant-v\d+": Family(
         misfits={
@@ -100,7 +122,7 @@ NEUTRAL = ("include_cfrc_ext_in_observation", "maze_map")
 
 def family(env: str) -> Family:
     """The family of a Gymnasium id; ids of other packages have one without any particulars."""
-    name = env.removeprefix("gymnasium_robotics:")
+    name = env.removeprefix("gymnasium_robotics:").removeprefix("ogbench:")
     return next((found for pattern, found in FAMILIES.items() if re.fullmatch(pattern, name)), Family())
 
 
@@ -109,6 +131,7 @@ def make_environment(
     options: Mapping[str, Any] | None = None,
     observations: Sequence[str] | None = None,
     *,
+    noise: NoiseConfig | None = None,
     render_mode: str | None = None,
 ) -> Any:
     """Make a Gymnasium environment whose observations and actions are vectors, the actions bounded.
@@ -118,6 +141,7 @@ def make_environment(
         options: keyword arguments of its constructor, beside those of its family.
         observations: entries of a dictionary that make up an observation, side by side in this order; those of the
             family by default, else all in alphabetical order.
+        noise: numbers without meaning to append to every observation.
         render_mode: Gymnasium's, for instance ``rgb_array``.
 
     Raises:
@@ -146,7 +170,44 @@ def make_environment(
             raise EvaluationError(f"env {env!r}: {name} are {space}, expected a Box with one axis")
         if name == "actions" and not space.is_bounded():
             raise EvaluationError(f"env {env!r}: {name} are {space}, expected finite bounds")
-    return environment
+    return environment if noise is None else _noisy(environment, noise)
+
+
+def _noisy(environment: Any, c: NoiseConfig) -> Any:
+    """With noise beside each observation, which the seed of an episode determines."""
+    import gymnasium
+    from gymnasium.spaces import Box
+
+    from dynarep.data.noise import NoiseProcess
+
+    process = NoiseProcess(c.kind, c.dims, c.rho, c.deviation)
+
+    class Noisy(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def __init__(self, inner: Any) -> None:
+            super().__init__(inner)
+            self.observation_space = Box(-np.inf, np.inf, (inner.observation_space.shape[0] + c.dims,), np.float64)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+            observation, info = self.env.reset(seed=seed, options=options)
+            process.reset(np.random.default_rng(None if seed is None else (seed, c.dims)))
+            return np.concatenate([observation, process.step()]), info
+
+        def step(self, action: Any) -> Any:
+            observation, *rest = self.env.step(action)
+            return np.concatenate([observation, process.step()]), *rest
+
+    return Noisy(environment)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator for the block, for environments that draw from it at reset."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def _register(env: str, kind: Family) -> None:

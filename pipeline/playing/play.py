@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynarep.configs.params import Field, config
-from dynarep.pipeline.playing.environments import EvaluationError, family, make_environment, succeeded
+from dynarep.pipeline.playing.environments import (
+    EvaluationError,
+    NoiseConfig,
+    family,
+    make_environment,
+    seeded,
+    succeeded,
+)
 from dynarep.pipeline.playing.motion import Motion, MotionConfig
 
 BLOCK = 5
@@ -61,6 +68,7 @@ class EvaluateConfig:
         env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
         observations: entries of dictionary observations, side by side in this order; null: those of
             ``docs/environments.md``.
+        noise: numbers without meaning to append to every observation, as a card can append them to a recording.
         episodes: per replica of a policy.
         seed: episode e starts from environment seed ``seed + e``, for every policy and replica.
         workers: processes to play in, where the section ``cluster`` names neither Ray nor a number; null: one per available
@@ -75,6 +83,7 @@ class EvaluateConfig:
     env: str
     env_options: dict[str, Any] = Field(default_factory=dict)
     observations: tuple[str, ...] | None = Field(default=None, min_length=1)
+    noise: NoiseConfig | None = None
     episodes: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
     workers: int | None = Field(default=None, ge=1)
@@ -86,7 +95,7 @@ class EvaluateConfig:
 
     def make(self) -> Any:
         """The environment, as ``make_environment`` makes it."""
-        return make_environment(self.env, self.env_options, self.observations)
+        return make_environment(self.env, self.env_options, self.observations, noise=self.noise)
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,9 @@ def play_block(policy: Actor, name: str, settings: EvaluateConfig, first: int) -
     successes = np.full((replicas, episodes), np.nan)
     states: dict[tuple[int, int], list[NDArray[np.float32]]] = {where: [] for where in environments}
     for (replica, episode), environment in environments.items():
-        observations[replica, episode], _ = environment.reset(seed=settings.seed + first + episode)
+        seed = settings.seed + first + episode
+        with seeded(seed):
+            observations[replica, episode], _ = environment.reset(seed=seed)
     running = list(environments)
     with torch.inference_mode():
         while running:

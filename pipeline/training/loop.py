@@ -57,6 +57,7 @@ class TrainingLoop(pl.LightningModule):
         learner: nn.Module,
         sample: Sample,
         training: TrainingConfig,
+        name: str,
         key: str,
         code: str,
         seed: int,
@@ -72,7 +73,7 @@ class TrainingLoop(pl.LightningModule):
         self.sample = sample
         self.advance = advance
         self.training_config = training
-        self.key, self.code = key, code
+        self.name, self.key, self.code = name, key, code
         self.updates = 0
         self.rows: list[Tensor] = []
         """Loss and metrics (metrics, R) of each update of a chunk that is not complete."""
@@ -166,7 +167,7 @@ class TrainingLoop(pl.LightningModule):
         if not finite.all():
             k = int(finite.logical_not().nonzero()[0, 0])
             bad = [name for name, row in zip(names, table[k], strict=True) if not row.isfinite().all()]
-            name, update = self.key.rpartition("-")[0], self.updates - len(self.rows) + k + 1
+            name, update = self.name, self.updates - len(self.rows) + k + 1
             raise NonFiniteLossError(
                 f"{name}: {', '.join(bad)} became non-finite at update {update}; "
                 f"last good checkpoint: {self.last_checkpoint or 'none was written yet'}"
@@ -180,6 +181,7 @@ class TrainingLoop(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["dynarep"] = {
+            "name": self.name,
             "key": self.key,
             "code": self.code,
             "updates": self.updates,
@@ -287,7 +289,7 @@ def train(
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     code = code_digest(learner, batch)
-    module = TrainingLoop(learner, partial(batch, sources), training, key, code, seed, advance)
+    module = TrainingLoop(learner, partial(batch, sources), training, name, key, code, seed, advance)
     saved = saved_updates(path, key, code)
     resume = None if saved is None else path
     if resume:

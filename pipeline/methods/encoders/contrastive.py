@@ -30,7 +30,7 @@ from dynarep.configs.params import Field, config
 from dynarep.pipeline.method import EncoderMethod, Measured, Needs, Sources, World
 from dynarep.pipeline.nn.functional import Losses, effective_rank
 from dynarep.pipeline.nn.models import Encoder
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
 
 if TYPE_CHECKING:
     from dynarep.data.resident import TransitionTable
@@ -68,6 +68,8 @@ class DynamicsArchitecture:
     feature_dim: int
     positive: bool = False
     absorbing: bool = False
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
 
 
 class DynamicsEncoder(Encoder):
@@ -75,7 +77,7 @@ class DynamicsEncoder(Encoder):
 
     Both networks are perceptrons scaled by 1/sqrt(feature_dim), with linear outputs, or softplus where ``positive``; the
     last layer of phi has no bias. With ``absorbing`` they read observations with the absorbing bit appended; a missing
-    bit is taken as 0.
+    bit is taken as 0. Actions are mapped from their bounds to [-1, 1].
     """
 
     kind = "contrastive"
@@ -93,6 +95,9 @@ class DynamicsEncoder(Encoder):
         self.phi_network = MLP((a.replicas,), (inputs + a.action_dim, *a.hidden, a.feature_dim), final_bias=False)
         self.mu_network = MLP((a.replicas,), (inputs, *a.hidden, a.feature_dim))
         self.scale = a.feature_dim**-0.5
+        self.actions = None
+        if a.action_low is not None and a.action_high is not None:
+            self.actions = ActionScale(a.action_low, a.action_high)
 
     def with_bit(self, observations: Tensor) -> Tensor:
         """Observations as the normaliser reads them: (..., obs_dim), with the absorbing bit appended if there is one."""
@@ -108,7 +113,8 @@ class DynamicsEncoder(Encoder):
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
         """phi(s, a) of (R or 1, B, obs_dim), (R or 1, B, act_dim) for every replica, (R, B, feature_dim)."""
-        return self._output(self.phi_network(torch.cat([self._observation(observations), actions], -1)))
+        unit = actions if self.actions is None else self.actions(actions)
+        return self._output(self.phi_network(torch.cat([self._observation(observations), unit], -1)))
 
     def mu(self, observations: Tensor) -> Tensor:
         """mu(s') of (R or 1, B, obs_dim) for every replica, (R, B, feature_dim)."""
@@ -184,6 +190,8 @@ class Dynamics(EncoderMethod):
         action_dim: int,
         *,
         absorbing: bool = False,
+        action_low: tuple[float, ...] | None = None,
+        action_high: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         self.config = c
@@ -196,6 +204,8 @@ class Dynamics(EncoderMethod):
                 feature_dim=c.feature_dim,
                 positive=c.loss != "quadratic",
                 absorbing=absorbing,
+                action_low=action_low,
+                action_high=action_high,
             )
         )
         self.encoder.normaliser = Normaliser(observation_mean, observation_std)
@@ -208,7 +218,8 @@ class Dynamics(EncoderMethod):
     @classmethod
     def build(cls, c: DynamicsConfig, world: World) -> Dynamics:
         """For the observations and actions of a world."""
-        return cls(c, world.replicas, world.mean, world.std, world.action_dim, absorbing=world.absorbing)
+        bounds = {"action_low": world.action_low, "action_high": world.action_high}
+        return cls(c, world.replicas, world.mean, world.std, world.action_dim, absorbing=world.absorbing, **bounds)
 
     def batch(self, sources: Sources, generator: torch.Generator) -> ContrastiveBatch:
         """Uniform transitions, and as many noise states."""

@@ -34,7 +34,7 @@ class BC(Cloning):
     @classmethod
     def needs(cls, c: BCConfig) -> Needs:
         """The actions that are cloned."""
-        return Needs(actions=(c.data,))
+        return Needs(actions=(c.data,), optional_encoder=True)
 
     @classmethod
     def saw(cls, c: BCConfig, expert: str, data: str, rewards: str | None) -> dict[str, str]:

@@ -49,9 +49,11 @@ class IQLConfig:
     target_rate: float = Field(default=0.005, gt=0, le=1)
     learning_rate: float = Field(default=3e-4, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the actor's observation features; 0.1 is used for Adroit."""
+    """Of the actor's hidden activations; 0.1 is used for Adroit."""
     layer_norm: bool = False
     """LayerNorm in Q and V."""
+    beside: bool = False
+    """With an encoder, read the observation beside its latents."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,22 @@ class IQL(Learner):
         observation_std: Tensor,
         action_low: tuple[float, ...],
         action_high: tuple[float, ...],
+        policy: Policy | None = None,
     ) -> None:
         super().__init__()
         self.config = c
         dim, action_dim = observation_mean.shape[-1], len(action_low)
-        self.policy = Policy(
+        self.policy = policy or Policy(
             PolicyArchitecture(
                 replicas=replicas, observation_dim=dim, action_low=action_low, action_high=action_high, hidden=c.hidden
             )
         )
-        if c.normalise:
-            self.policy.normaliser = Normaliser(observation_mean, observation_std)
+        if policy is None or not c.normalise:
+            self.policy.normaliser = (
+                Normaliser(observation_mean, observation_std) if c.normalise else Normaliser.identity(dim)
+            )
+        self.policy.network.dropout = c.dropout
+        dim = self.policy.inputs
         self.log_std = nn.Parameter(torch.zeros(replicas, 1, action_dim))
         self.value = MLP((replicas,), (dim, *c.hidden, 1), layer_norm=c.layer_norm)
         self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1), layer_norm=c.layer_norm)
@@ -120,12 +127,12 @@ class IQL(Learner):
     @classmethod
     def needs(cls, c: IQLConfig) -> Needs:
         """Rewarded transitions with actions."""
-        return Needs(actions=("dataset",), rewards=True)
+        return Needs(actions=("dataset",), optional_encoder=True, rewards=True)
 
     @classmethod
     def build(cls, c: IQLConfig, world: World) -> IQL:
         """For the observations and actions of a world."""
-        return cls(c, *world.form)
+        return cls(c, *world.form, Policy.build(world, c.hidden, beside=c.beside))
 
     def batch(self, sources: Sources, generator: torch.Generator) -> RewardBatch:
         """Uniform transitions with their rewards."""
@@ -140,23 +147,23 @@ class IQL(Learner):
         rate = self.config.learning_rate
         return [
             {"params": [*self.value.parameters(), *self.critic.parameters()], "lr": rate},
-            {"params": [*self.policy.parameters(), self.log_std], "lr": rate, "cosine": True},
+            {"params": [*self.policy.network.parameters(), self.log_std], "lr": rate, "cosine": True},
         ]
 
     def losses(self, batch: RewardBatch) -> Losses:
         """L_V + L_Q + L_pi; their parameters are disjoint, so one backward pass serves all three."""
         c = self.config
-        s, s_next = self.policy.normaliser(batch.observations), self.policy.normaliser(batch.next_observations)
-        pair = torch.cat([s, batch.actions], -1).unsqueeze(1)
+        s, s_next = self.policy.features(batch.observations), self.policy.features(batch.next_observations)
+        actions = self.policy.unit(batch.actions)
+        pair = torch.cat([s, actions], -1).unsqueeze(1)
         q = self.critic(pair).squeeze(-1)
         v = self.value(s).squeeze(-1)
         with torch.no_grad():
             q_target = self.target_critic(pair).squeeze(-1).amin(1)
             v_next = self.value(s_next).squeeze(-1)
             weight = advantage_weight(q_target, v, c.temperature, c.max_weight)
-        features = nn.functional.dropout(s, c.dropout) if c.dropout else s
-        mean = self.policy.rescale(torch.tanh(self.policy.network(features)))
-        log_prob = gaussian_log_prob(batch.actions, mean, self.log_std.clamp(-5.0, 2.0))
+        mean = torch.tanh(self.policy.network(s))
+        log_prob = gaussian_log_prob(actions, mean, self.log_std.clamp(-5.0, 2.0))
 
         loss_v = value_loss(q_target, v, c.expectile)
         loss_q = q_loss(q, batch.rewards, c.gamma * (1.0 - batch.terminated), v_next)

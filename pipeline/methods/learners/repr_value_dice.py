@@ -33,7 +33,7 @@ from dynarep.pipeline.dual_game import DualGame, DualGameConfig, ImitationBatch,
 from dynarep.pipeline.factorisation import Factorisation, expert_weights, occupancy_reward
 from dynarep.pipeline.method import Needs, Sources
 from dynarep.pipeline.nn.models import Model
-from dynarep.pipeline.nn.networks import Normaliser
+from dynarep.pipeline.nn.networks import ActionScale, Normaliser
 
 Term = Literal["f", "linear", "log"]
 ALL_TERMS: tuple[Term, ...] = ("f", "linear", "log")
@@ -62,6 +62,7 @@ class RepresentationCritic(nn.Module):
         gamma: discount.
         terms: those of the three that Q consists of.
         fine_tune: whether phi and mu learn.
+        scale: of the actions that phi reads; those that Q reads lie in [-1, 1]. None: phi reads the same.
 
     Raises:
         ValueError: if ``terms`` names a term twice or leaves Q independent of the action.
@@ -76,6 +77,7 @@ class RepresentationCritic(nn.Module):
         terms: tuple[Term, ...] = ALL_TERMS,
         *,
         fine_tune: bool = False,
+        scale: ActionScale | None = None,
     ) -> None:
         super().__init__()
         if len(set(terms)) < len(terms) or not {"f", "linear"} & set(terms):
@@ -85,6 +87,7 @@ class RepresentationCritic(nn.Module):
             )
         a = encoder.architecture
         self.gamma = gamma
+        self.scale = scale
         self.encoder = deepcopy(encoder).requires_grad_(fine_tune)
         self.f = PerceptronCritic(replicas, self.encoder.normaliser, a.action_dim, hidden) if "f" in terms else None
         self.omega = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1)) if "linear" in terms else None
@@ -96,7 +99,8 @@ class RepresentationCritic(nn.Module):
         if self.f is not None:
             q = q + self.f(self.encoder.with_bit(observations), actions)
         if self.omega is not None:
-            q = q + (self.encoder.phi(observations, actions) @ self.omega).squeeze(-1)
+            raw = actions if self.scale is None else self.scale.inverse(actions)
+            q = q + (self.encoder.phi(observations, raw) @ self.omega).squeeze(-1)
         if self.theta is not None:
             product = (self.encoder.mu(observations) @ self.theta).squeeze(-1)
             q = q - (nn.functional.softplus(product) + 1 - self.gamma).log()
@@ -127,7 +131,7 @@ class ReprValueDICE(DualGame):
         c = self.config
         self.dynamics = (cast(Factorisation, encoder),)  # in a tuple: the critic holds the copy that is a part
         return RepresentationCritic(
-            self.replicas, self.dynamics[0], c.hidden, c.gamma, c.terms, fine_tune=c.fine_tune
+            self.replicas, self.dynamics[0], c.hidden, c.gamma, c.terms, fine_tune=c.fine_tune, scale=self.scale
         )
 
     @torch.no_grad()

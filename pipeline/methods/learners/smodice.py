@@ -46,7 +46,7 @@ from dynarep.pipeline.cloning import Cloning
 from dynarep.pipeline.factorisation import Factorisation
 from dynarep.pipeline.method import Needs, Phase, Sources, World
 from dynarep.pipeline.nn.functional import Losses, gradient_penalty, log_mean_exp
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
 from dynarep.pipeline.training.config import TrainingConfig
 
 Divergence = Literal["kl", "chi_square"]
@@ -76,7 +76,7 @@ class SMODICEConfig:
     max_weight: float = Field(default=100.0, gt=1)
     """Largest weight of a transition, in units of the mean weight."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the actor's standardised observation."""
+    """Of the actor's hidden activations."""
     absorbing: bool = False
     """Lead terminated episodes into an absorbing state; an encoder must have been trained so, too."""
     discriminator: TrainingConfig = TrainingConfig(updates=800)
@@ -166,9 +166,11 @@ class Discriminator(nn.Module):
         observation_std: Tensor,
         action_dim: int,
         encoder: Factorisation | None = None,
+        scale: ActionScale | None = None,
     ) -> None:
         super().__init__()
         self.config = c
+        self.scale = scale
         self.normaliser = Normaliser(observation_mean, observation_std)
         self.encoder = None if encoder is None else deepcopy(encoder).requires_grad_(False)
         if encoder is not None:
@@ -186,15 +188,17 @@ class Discriminator(nn.Module):
         return self._logit(self.normaliser(observations), self._compared(actions))
 
     def _compared(self, actions: Tensor) -> Tensor:
-        return actions[..., :0] if self.config.observe == "states" else actions
+        if self.config.observe == "states":
+            return actions[..., :0]
+        return actions if self.scale is None else self.scale(actions)
 
     def _logit(self, x: Tensor, actions: Tensor) -> Tensor:
-        """At standardised observations x."""
+        """At standardised observations x, and actions in [-1, 1]."""
         if self.encoder is None:
             features = torch.cat([x, actions], -1)
         else:
             observations = x * (self.normaliser.std + 1e-3) + self.normaliser.mean
-            features = self.encoder.phi(observations, actions)
+            features = self.encoder.phi(observations, actions if self.scale is None else self.scale.inverse(actions))
             features = nn.functional.layer_norm(features, features.shape[-1:])
         return self.network(features).squeeze(-1)  # type: ignore[no-any-return]
 
@@ -333,8 +337,10 @@ class SMODICE(Cloning):
         encoder: Any = world.encoder
         if encoder is not None and c.observe == "states":
             raise ValueError("observe: found states, expected state_actions; with an encoder phi(s, a) is compared")
-        self.discriminator = (Discriminator(c, world.replicas, world.mean, world.std, world.action_dim, encoder),)
-        self.value = (OccupancyValue(c, world.replicas, world.mean, world.std, encoder),)
+        scale = ActionScale(world.action_low, world.action_high)
+        form = world.replicas, world.mean, world.std
+        self.discriminator = (Discriminator(c, *form, world.action_dim, encoder, scale),)
+        self.value = (OccupancyValue(c, *form, encoder),)
         self.factorised = encoder is not None
 
     @classmethod

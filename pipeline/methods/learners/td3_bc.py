@@ -62,6 +62,8 @@ class TD3BCConfig:
     """LayerNorm in the critics, as in ReBRAC."""
     critic_penalty: float = Field(default=0.0, ge=0)
     """beta_2 of ReBRAC, in units of the reward."""
+    beside: bool = False
+    """With an encoder, read the observation beside its latents."""
 
 
 @dataclass(frozen=True)
@@ -130,17 +132,20 @@ class TD3BC(Learner):
         observation_std: Tensor,
         action_low: tuple[float, ...],
         action_high: tuple[float, ...],
+        policy: Policy | None = None,
     ) -> None:
         super().__init__()
         self.config = c
         self._count(0)
         dim, action_dim = observation_mean.shape[-1], len(action_low)
-        self.policy = Policy(
+        self.policy = policy or Policy(
             PolicyArchitecture(
                 replicas=replicas, observation_dim=dim, action_low=action_low, action_high=action_high, hidden=c.hidden
             )
         )
-        self.policy.normaliser = Normaliser(observation_mean, observation_std)
+        if policy is None:
+            self.policy.normaliser = Normaliser(observation_mean, observation_std)
+        dim = self.policy.inputs
         self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1), layer_norm=c.layer_norm)
         self.target_actor = deepcopy(self.policy.network).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
@@ -164,12 +169,12 @@ class TD3BC(Learner):
     @classmethod
     def needs(cls, c: TD3BCConfig) -> Needs:
         """Rewarded transitions with actions."""
-        return Needs(actions=("dataset",), rewards=True)
+        return Needs(actions=("dataset",), optional_encoder=True, rewards=True)
 
     @classmethod
     def build(cls, c: TD3BCConfig, world: World) -> TD3BC:
         """For the observations and actions of a world."""
-        return cls(c, *world.form)
+        return cls(c, *world.form, Policy.build(world, c.hidden, beside=c.beside))
 
     def prepare(self, sources: Sources) -> None:
         """Find the action that was recorded after each transition, where the penalty needs it."""
@@ -187,7 +192,7 @@ class TD3BC(Learner):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Critics and actor at one constant rate."""
-        return [{"params": [*self.critic.parameters(), *self.policy.parameters()], "lr": self.config.learning_rate}]
+        return [{"params": [*self.critic.parameters(), *self.policy.network.parameters()], "lr": self.config.learning_rate}]
 
     def losses(self, batch: SARSABatch) -> Losses:
         """L_Q, and L_pi where the actor is not delayed; without it the optimiser passes the actor over.
@@ -199,8 +204,8 @@ class TD3BC(Learner):
             ValueError: if there is a penalty, but no next actions.
         """
         c = self.config
-        s, s_next = self.policy.normaliser(batch.observations), self.policy.normaliser(batch.next_observations)
-        recorded = self._unit(batch.actions)
+        s, s_next = self.policy.features(batch.observations), self.policy.features(batch.next_observations)
+        recorded = self.policy.unit(batch.actions)
         with torch.no_grad():
             noise = c.noise * torch.randn_like(recorded)
             next_action = smoothed_action(torch.tanh(self.target_actor(s_next)), noise, c.noise_clip)
@@ -239,18 +244,13 @@ class TD3BC(Learner):
         """The policy of every replica."""
         return deepcopy(self.policy)
 
-    def _unit(self, actions: Tensor) -> Tensor:
-        """Map actions from the bounds to [-1, 1]."""
-        low, high = self.policy.low, self.policy.high
-        return (2.0 * actions - low - high) / (high - low)
-
     def _penalty(self, unit_action: Tensor, recorded: Tensor | None) -> Tensor | float:
         """beta_2 |a~ - a'|^2, (R, B)."""
         if self.config.critic_penalty == 0.0:
             return 0.0
         if recorded is None:
             raise ValueError("TD3BC: critic_penalty needs next_actions, the batch has none")
-        distance = (unit_action - self._unit(recorded)).square().sum(-1)
+        distance = (unit_action - self.policy.unit(recorded)).square().sum(-1)
         return self.config.critic_penalty * torch.where(distance.isnan(), 0.0, distance)
 
 

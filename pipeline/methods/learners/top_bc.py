@@ -41,7 +41,7 @@ class TopBC(Cloning):
     @classmethod
     def needs(cls, c: TopBCConfig) -> Needs:
         """Rewards to rank by, and actions to clone."""
-        return Needs(actions=("dataset",), rewards=True)
+        return Needs(actions=("dataset",), optional_encoder=True, rewards=True)
 
     def prepare(self, sources: Sources) -> None:
         """Choose the episodes of each replica."""
