@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import peers
-from benchmarks.throughput import (
+from benchmarks.ours import (
     ACTIONS,
     ENDLESS,
     OBSERVATIONS,
@@ -28,7 +28,8 @@ from benchmarks.throughput import (
     sinkhorn,
 )
 from benchmarks.timing import Contender, Group, Work
-from dynarep.pipeline.training.loop import gradients_of, keep_freed_memory
+from dynarep.pipeline.training.device import keep_freed_memory
+from dynarep.pipeline.training.gradients import gradients_of
 
 Make = Callable[[int, int], tuple[Any, Any]]
 """From hidden units and batch size to a learner and what draws its batches."""
@@ -48,7 +49,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Update:
-    """The parts of an update, compiled as the engine does it."""
+    """The parts of an update, compiled as the loop does it."""
 
     def __init__(self, make: Make, hidden: int, batch: int) -> None:
         keep_freed_memory()
@@ -185,7 +186,7 @@ def _exponentials(cost: np.ndarray) -> Callable[[], Any]:
 
 def parts(scale: float) -> list[Group]:
     """The groups; the first contender of each is the whole, and the others are its parts."""
-    from dynarep.pipeline.playing.evaluate import BLOCK
+    from dynarep.pipeline.playing.play import BLOCK
 
     def n(count: int) -> int:
         return max(2, round(count * scale))

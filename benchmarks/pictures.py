@@ -21,14 +21,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import dynarep
 from benchmarks.tables import last, normalised, read_cells
-from dynarep.pipeline.methods import ailot
-from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
-from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
-from dynarep.pipeline.methods.rewards.occupancy import expert_weights
-from dynarep.pipeline.pretrain_dynamics import NoiseConfig
+from dynarep.data.prepare import write_episodes
+from dynarep.data.shards import load_dataset
+from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent
+from dynarep.pipeline.entries import parse_entry
+from dynarep.pipeline.factorisation import expert_weights
+from dynarep.pipeline.methods.rewards import ailot
 from dynarep.pipeline.playing.scores import bootstrap_interval, interquartile_mean
+from dynarep.pipeline.pretrain import pretrain
+from dynarep.pipeline.training.run import Run
 from tests.synthetic import Chain, Corridor, record
 
 matplotlib.use("svg")
@@ -97,16 +99,8 @@ def chain_encoder() -> Any:
     """The encoder φ, μ of random episodes in the chain that start in state 0."""
     rng = np.random.default_rng(0)
     episodes = CHAIN.episodes("chain", rng, lambda s, g: g.uniform(-1, 1, len(s)), count=400, steps=20, start=0)
-    with TemporaryDirectory() as folder:
-        run, dataset = _prepared(Path(folder), "chain", episodes)
-        settings = dynarep.PretrainDynamicsConfig(
-            dataset="chain",
-            noise=NoiseConfig(dataset="chain", states="next"),
-            method=DynamicsConfig(hidden=(64,), feature_dim=32, learning_rate=5e-3),
-            training=dynarep.TrainingConfig(updates=2000, batch_size=128),
-        )
-        encoder, _ = dynarep.pretrain_dynamics(settings, dataset, dataset, run)
-    return dynarep.PretrainedDynamics(encoder)
+    contrastive = {"kind": "contrastive", "hidden": [64], "feature_dim": 32, "learning_rate": 5e-3}
+    return PretrainedDynamics(_trained(episodes, {**contrastive, "training": {"updates": 2000, "batch_size": 128}}))
 
 
 def chain_noise() -> Numbers:
@@ -167,15 +161,8 @@ def occupancy(theme: Theme) -> Figure:
 def corridor_encoder() -> Any:
     """The encoder ψ of wandering episodes in the corridor."""
     episodes = record("walk", *CORRIDOR.wander(np.random.default_rng(0), 150, 120))
-    with TemporaryDirectory() as folder:
-        run, dataset = _prepared(Path(folder), "walks", episodes)
-        settings = dynarep.PretrainIntentConfig(
-            dataset="walks",
-            method=ICVFConfig(hidden=(64,), latent_dim=32, gamma=0.97, learning_rate=2e-3, target_rate=0.05),
-            training=dynarep.TrainingConfig(updates=3000, batch_size=128),
-        )
-        encoder, _, _ = dynarep.pretrain_intent(settings, dataset, run)
-    return dynarep.PretrainedIntent(encoder)
+    icvf = {"kind": "icvf", "hidden": [64], "latent_dim": 32, "gamma": 0.97, "learning_rate": 2e-3, "target_rate": 0.05}
+    return PretrainedIntent(_trained(episodes, {**icvf, "training": {"updates": 3000, "batch_size": 128}}))
 
 
 @picture
@@ -242,10 +229,15 @@ def coupling(theme: Theme) -> Figure:
     return figure
 
 
-def _prepared(folder: Path, name: str, episodes: list[Any]) -> tuple[dynarep.Run, dynarep.Dataset]:
-    dynarep.write_episodes(folder / name, episodes)
-    (folder / "run").mkdir()
-    return dynarep.Run(name, 0, 1, folder / "run", folder / "checkpoints"), dynarep.load_dataset(folder / name)
+def _trained(episodes: list[Any], values: dict[str, Any]) -> Any:
+    """The encoder of an entry of ``pretrain`` from episodes."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_episodes(folder / "data", episodes)
+        (folder / "run").mkdir()
+        run = Run("picture", 0, 1, folder / "run", folder / "checkpoints")
+        entry = parse_entry("pretrain", "picture", {**values, "dataset": "data"})
+        return pretrain(entry, load_dataset(folder / "data"), run).encoder
 
 
 def save(name: str, folder: Path) -> None:

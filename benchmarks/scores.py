@@ -2,214 +2,152 @@
 
     python -m benchmarks.scores --preset hopper --recordings <folder>
 
-Raw returns and budgets go to ``benchmarks/results/<preset>.json``, cell by cell; a cell that is there with the same
-parameters and data is not run again, and finished stage runs are kept in ``.dynarep/scores``, so a stopped benchmark goes
-on where it was. A change of the code alone does not make a result stale: ``--fresh`` repeats everything.
+Each setting is a project in ``.dynarep/scores/<preset>/<setting>`` whose stages DVC runs, so what is fresh is not run again,
+and a stopped benchmark goes on where it was. DVC runs one stage at a time; ``--workers`` starts several of it, in the order of
+its own graph. Returns and budgets go to ``benchmarks/results/<preset>.json``, method by method. A change of the code alone
+does not make a result stale: ``--fresh`` repeats everything.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import graphlib
-import importlib
 import json
-import multiprocessing
 import os
-import platform
 import re
 import shutil
 import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
+from benchmarks.presets import WORK, Setting, dvc, lay_out, load_preset, settings_of
+from benchmarks.tables import RESULTS, score_table
+from benchmarks.timing import processor
 
-from benchmarks.grid import LABEL, POLICY, Cell, Job, Preset, cells, datasets, load_preset
-from benchmarks.tables import score_table
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results"
-WORK = ROOT / ".dynarep" / "scores"
+Graph = Mapping[str, set[str]]
+"""Stages, each with those that it depends on."""
 
 
-def prepare_datasets(preset: Preset, recordings: Path | None, work: Path) -> dict[str, str]:
-    """Write the shards of all datasets of a preset below ``work``; their fingerprints by name.
+def graph_of(folder: Path) -> Graph:
+    """The graph of a project, as DVC resolves it."""
+    from dvc.repo import Repo
 
-    Raises:
-        ValueError: if a card needs ``recordings`` and there is none.
-        DataError: if a recording is not as its card says.
-    """
-    from dynarep.data.prepare import prepare
-    from dynarep.data.shards import read_index
-
-    names = datasets(preset)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "cards"
-        shutil.copytree(ROOT / "configs" / "datasets", folder)
-        for name, card in preset.cards.items():
-            path = card.get("path", "")
-            if "{recordings}" in path:
-                if recordings is None:
-                    raise ValueError(f"card {name}: path {path!r} needs --recordings")
-                card = {**card, "path": path.replace("{recordings}", str(recordings.resolve()))}
-            (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
-        prepare(names, cards=folder, root=ROOT, out=work / "shards")
-    return {name: read_index(work / "shards" / name)["fingerprint"] for name in names}
+    with Repo(str(folder)) as repo:
+        graph = repo.index.graph
+        return {stage.name: {other.name for other in graph.successors(stage)} for stage in graph}
 
 
-def run_job(stage: str, folder: Path, threads: int) -> float:
-    """Run one stage in ``folder``; its output and messages go to ``log.txt``. Returns the CPU seconds it took."""
-    import torch
-
-    from dynarep.pipeline.run import Stage
-
-    torch.set_num_threads(threads)
-    main = importlib.import_module(f"dynarep.stages.{stage}").main
-    with (folder / "log.txt").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        started = time.process_time()
-        try:
-            main(Stage(stage, folder / "params.yaml"))
-        except BaseException:
-            traceback.print_exc()
-            raise
-        return time.process_time() - started
+def needed(graph: Graph, targets: Iterable[str]) -> dict[str, set[str]]:
+    """The part of a graph that leads to some stages."""
+    found: dict[str, set[str]] = {}
+    waiting = list(targets)
+    while waiting:
+        stage = waiting.pop()
+        if stage not in found:
+            found[stage] = set(graph[stage])
+            waiting += graph[stage]
+    return found
 
 
-def set_up(job: Job, work: Path) -> Path:
-    """Make the folder of a job: params file, and links to shards and inputs."""
-    folder = work / "jobs" / job.name
-    artifacts = folder / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(dict(job.params)))
-    links = {"shards": work / "shards"}
-    for upstream in job.chain().values():
-        if upstream is not job:
-            links[upstream.stage] = work / "jobs" / upstream.name / "artifacts" / upstream.stage
-    for name, target in links.items():
-        (artifacts / name).unlink(missing_ok=True)
-        (artifacts / name).symlink_to(target)
-    return folder
-
-
-def run_jobs(jobs: Mapping[str, Job], work: Path, workers: int, done: Callable[[str], None]) -> list[str]:
-    """Run what is not finished, in parallel processes, in the given order as far as possible.
+def run_stages(folder: Path, graph: Graph, workers: int, done: Callable[[str], None]) -> list[str]:
+    """Let DVC run stages, several at once, each after those that it depends on.
 
     Args:
-        jobs: by name, inputs included.
-        work: folder of jobs.
-        workers: processes; they share the cores.
-        done: called with the name of each job whose output is there.
+        folder: of the project; what stages say goes to ``log.txt`` in it.
+        graph: the stages to run.
+        workers: how many at once; they share the cores.
+        done: called with the name of each stage that is fresh or has been run.
 
     Returns:
-        Names of the jobs that failed; what depends on them was not run.
+        Names of the stages that failed; what depends on them was not run.
     """
-    order = {name: i for i, name in enumerate(jobs)}
-    sorter = graphlib.TopologicalSorter({name: [i.name for i in job.inputs] for name, job in jobs.items()})
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the processes when they load their libraries
-    ready: list[str] = []
-    running: dict[Future[float], str] = {}
+    running: dict[Future[Any], str] = {}
     failed: list[str] = []
     finished = 0
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         while True:
-            ready = sorted([*ready, *sorter.get_ready()], key=lambda name: order[name])
-            complete = [name for name in ready if (work / "jobs" / name / "job.json").exists()]
-            for name in complete:
-                ready.remove(name)
-                sorter.done(name)
-                finished += 1
-                done(name)
-            if complete:
-                continue
-            while ready and len(running) < workers:
-                name = ready.pop(0)
-                running[pool.submit(run_job, jobs[name].stage, set_up(jobs[name], work), threads)] = name
+            for stage in sorter.get_ready():
+                running[pool.submit(dvc, folder, "--wait-for-lock", "repro", "--single-item", stage)] = stage
             if not running:
                 return failed
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = running.pop(future)
-                error = future.exception()
-                if error is None:
-                    (work / "jobs" / name / "job.json").write_text(f'{{"seconds": {future.result():.1f}}}\n')
-                    ready.append(name)
-                    print(f"{finished + 1}/{len(jobs)} {name}: {future.result():.0f} s", flush=True)
+                stage, result = running.pop(future), future.result()
+                with (folder / "log.txt").open("a") as log:
+                    log.write(result.stdout)
+                if result.returncode == 0:
+                    finished += 1
+                    print(f"{finished}/{len(graph)} {folder.name}: {stage}", flush=True)
+                    sorter.done(stage)
+                    done(stage)
                 else:
-                    failed.append(name)
-                    log = work / "jobs" / name / "log.txt"
-                    print(f"{name}: {type(error).__name__}: {error}; see {log}", file=sys.stderr, flush=True)
+                    failed.append(stage)
+                    last = [line for line in result.stdout.splitlines() if line.startswith("error: ")]
+                    reason = f" {last[-1]};" if last else ""
+                    print(f"{stage} failed:{reason} see {folder / 'log.txt'}", file=sys.stderr, flush=True)
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
-    return json.loads(path.read_text())
+    """The content of a JSON file, None if it is not there."""
+    return json.loads(path.read_text()) if path.exists() else None
 
 
-def result(cell: Cell, work: Path) -> dict[str, Any]:
-    """What is stored of a finished cell: raw returns, what they are compared with, budget, parameters, provenance."""
-    jobs = list(cell.job.chain().values())
-    evaluated, learned = jobs[-1], jobs[-2]
-    artifacts = work / "jobs" / evaluated.name / "artifacts"
-    played = read_json(artifacts / "evaluate" / "returns.json")
-    training = read_json(artifacts / learned.stage / "metrics.json")[POLICY]
-    metadata = read_json(artifacts / learned.stage / POLICY / "metadata.json")
-    dataset, demonstrations = (
-        read_json(work / "shards" / name / "index.json") for name in (cell.data.dataset, cell.data.demonstrations)
+def result(folder: Path, setting: Setting, graph: Graph, method: str) -> dict[str, Any]:
+    """What is stored of a method that has been evaluated: raw returns, budget, parameters, versions."""
+    artifacts, entry = folder / "artifacts", setting.params["learn"][method]
+    entries = [stage.split("@") for stage in needed(graph, [f"evaluate@{method}"]) if "@" in stage]
+    logs = {f"{section}/{name}": read_json(folder / "logs" / section / name / "run.json") for section, name in entries}
+    played, random = (read_json(artifacts / "evaluate" / name / "returns.json") for name in (method, "random"))
+    dataset, expert = (
+        read_json(artifacts / "shards" / entry[key] / "index.json") for key in ("dataset", "demonstrations")
     )
-    returns = {
-        name.partition("@")[2] or "last": [[round(value, 2) for value in row] for row in policy["returns"]]
-        for name, policy in played["policies"].items()
-        if name.partition("@")[0] == POLICY
-    }
-    random = [value for row in played["policies"]["random"]["returns"] for value in row]
-    labels = [job for job in jobs if job.stage == "relabel" and job.params["relabel"]["methods"]]
+    demonstrated = read_json(artifacts / "demonstrate" / "metrics.json")["returns"]
     return {
-        "setting": cell.setting,
-        "method": cell.method,
-        "key": evaluated.key,
+        "setting": folder.name,
+        "method": method,
         "env": played["env"],
-        "returns": returns,
-        "demonstrations_return": fmean(demonstrations["returns"]) if demonstrations["returns"] else None,
-        "random_return": fmean(random),
-        "budget": {
-            **training,
-            "transitions": dataset["transitions"],
-            "demonstration_steps": demonstrations["transitions"],
-            "seconds": {job.stage: read_json(work / "jobs" / job.name / "job.json")["seconds"] for job in jobs},
+        "returns": {
+            name.partition("@")[2] or "last": [[round(value, 2) for value in row] for row in policy["returns"]]
+            for name, policy in played["policies"].items()
         },
-        "labels": read_json(artifacts / "relabel" / "metrics.json")[LABEL] if labels else None,
-        "params": {job.stage: job.params[job.stage] for job in jobs}
-        | {"seed": evaluated.params["seed"], "replicas": evaluated.params["replicas"]},
-        "revision": metadata["revision"],
+        "demonstrations_return": fmean(demonstrated) if demonstrated else None,
+        "random_return": fmean(value for row in random["policies"]["random"]["returns"] for value in row),
+        "budget": {
+            "updates": entry["training"]["updates"],
+            "batch_size": entry["training"].get("batch_size", 256),
+            "transitions": dataset["transitions"],
+            "demonstration_steps": expert["transitions"],
+            "seconds": {name: log and log["seconds"] for name, log in logs.items()},
+        },
+        "labels": read_json(artifacts / "relabel" / entry["rewards"] / "metrics.json"),
+        "params": {
+            **{key: setting.params[key] for key in ("seed", "replicas", "evaluate")},
+            **{
+                f"{section}.{name}": setting.params[section][name] for section, name in entries if section != "evaluate"
+            },
+        },
+        "revision": next((log["revision"] for log in logs.values() if log), None),
         "versions": played["versions"],
     }
 
 
 class Store:
-    """The results file of a preset; each cell is written as soon as it is there."""
+    """The results file of a preset; each cell, a method in a setting, is written as soon as it is there."""
 
     def __init__(self, path: Path, description: str) -> None:
         self.path = path
-        kept = read_json(path)["cells"] if path.exists() else []
+        kept = json.loads(path.read_text())["cells"] if path.exists() else []
         self.cells = {(cell["setting"], cell["method"]): cell for cell in kept}
         """By setting and method."""
         self.head = {
             "description": description,
             "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0))},
         }
-
-    def has(self, cell: Cell) -> bool:
-        """Whether the result of just this cell, parameters and data included, is stored."""
-        stored = self.cells.get((cell.setting, cell.method))
-        return stored is not None and bool(stored["key"] == cell.job.key)
 
     def add(self, cell: dict[str, Any]) -> None:
         """Store a cell, in place of an earlier result of its setting and method."""
@@ -221,49 +159,70 @@ class Store:
         temporary.replace(self.path)
 
 
-def processor() -> str:
-    """Name of the processor, as far as the system tells."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return platform.processor()
+def run_setting(folder: Path, setting: Setting, methods: list[str], workers: int, store: Store) -> list[str]:
+    """Evaluate methods in a setting whose project is laid out, and store them; names of stages that failed."""
+    whole = graph_of(folder)
+    # what every result is compared with comes first, so that a stopped benchmark has stored all that is evaluated
+    failed = run_stages(folder, needed(whole, ["demonstrate", "evaluate@random"]), workers, lambda stage: None)
+    if failed:
+        return failed
+
+    def finished(stage: str) -> None:
+        section, _, method = stage.partition("@")
+        if section == "evaluate" and method in methods:
+            store.add(result(folder, setting, whole, method))
+
+    return run_stages(folder, needed(whole, [f"evaluate@{method}" for method in methods]), workers, finished)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run a preset and print its table; exit status 1 if a cell failed."""
-    from dynarep.data.schema import DataError
-
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scores", description="Run a grid of scores.")
     parser.add_argument("--preset", required=True, help="a file of benchmarks/presets, without .yaml")
     parser.add_argument("--recordings", type=Path, help="folder of the recordings that the preset's cards name")
-    parser.add_argument("--cells", default="", help="only cells whose setting/method matches this regular expression")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    chosen = "only methods whose setting/name matches this regular expression"
+    parser.add_argument("--entries", "--cells", default="", help=chosen)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="stages at once")
     parser.add_argument("--fresh", action="store_true", help="forget finished runs first")
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of what is stored")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def chosen(settings: Mapping[str, Setting], pattern: str) -> dict[str, list[str]]:
+    """Methods of each setting, without those that act at random, whose setting/name matches."""
+    return {
+        name: [
+            method
+            for method, entry in setting.params["learn"].items()
+            if entry["kind"] != "random" and re.search(pattern, f"{name}/{method}")
+        ]
+        for name, setting in settings.items()
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a preset and print its table; exit status 1 if a stage failed."""
+    options = parse(arguments)
+    failed: list[str] = []
     try:
         preset = load_preset(options.preset)
-        store = Store(RESULTS / f"{options.preset}.json", preset.description)
-        failed: list[str] = []
+        store = Store(RESULTS / f"{options.preset}.json", preset["description"])
         if not options.table:
             if options.fresh:
                 shutil.rmtree(WORK, ignore_errors=True)
-            grid = cells(preset, prepare_datasets(preset, options.recordings, WORK))
-            chosen = [cell for cell in grid if re.search(options.cells, str(cell))]
-            if not chosen:
-                raise ValueError(f"--cells: {options.cells!r} matches none of {', '.join(map(str, grid))}")
-            chosen = [cell for cell in chosen if options.fresh or not store.has(cell)]
-            jobs = {name: job for cell in chosen for name, job in cell.job.chain().items()}
-
-            def finished(name: str) -> None:
-                for cell in chosen:
-                    if cell.job.name == name:
-                        store.add(result(cell, WORK))
-
-            failed = run_jobs(jobs, WORK, options.workers, finished)
-    except (DataError, ValueError, OSError) as error:
+            settings = settings_of(preset)
+            methods = chosen(settings, options.entries)
+            if not any(methods.values()):
+                raise ValueError(
+                    f"--entries: {options.entries!r} matches no method of {', '.join(settings) or 'no setting'}"
+                )
+            for name in filter(methods.get, settings):
+                folder = WORK / options.preset / name
+                lay_out(settings[name], folder, options.recordings)
+                failed += run_setting(folder, settings[name], methods[name], options.workers, store)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{preset.description}\n\n{score_table(list(store.cells.values()))}")
+    print(f"{preset['description']}\n\n{score_table(list(store.cells.values()))}")
     sys.exit(1 if failed else 0)
 
 

@@ -56,32 +56,29 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def pretrain(
-    stage: str, folder: Path, output: Path, *, buffer_steps: int | None, updates: int, reuse: float = 1.0
-) -> None:
-    """Train a small model of either stage; all data in memory without ``buffer_steps``."""
+TRAININGS: dict[str, dict[str, Any]] = {
+    "pretrain_dynamics": {"kind": "contrastive", "hidden": [16], "feature_dim": 8},
+    "pretrain_intent": {"kind": "icvf", "hidden": [16], "latent_dim": 8},
+}
+"""Small models, by name of what is measured."""
+
+
+def train(name: str, folder: Path, output: Path, *, buffer_steps: int | None, updates: int, reuse: float = 1.0) -> None:
+    """Train one of ``TRAININGS``; all data in memory without ``buffer_steps``."""
     from dynarep.data.shards import load_dataset, open_dataset
-    from dynarep.pipeline.training.loop import Run, TrainingConfig
-    from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
-    from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
-    from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
-    from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
-    from dynarep.pipeline.sources import StreamConfig
+    from dynarep.pipeline.entries import parse_entry
+    from dynarep.pipeline.pretrain import pretrain
+    from dynarep.pipeline.training.run import Run
 
     output.mkdir(parents=True)
-    run = Run(stage, 0, 1, output, output / "checkpoints")
-    dataset: Any = load_dataset(folder) if buffer_steps is None else open_dataset(folder)
-    shared: dict[str, Any] = {
+    values = {
+        **TRAININGS[name],
         "dataset": "drifting",
-        "stream": None if buffer_steps is None else StreamConfig(buffer_steps=buffer_steps, reuse=reuse),
-        "training": TrainingConfig(updates=updates, batch_size=256, updates_per_chunk=50, compile=False),
+        "stream": None if buffer_steps is None else {"buffer_steps": buffer_steps, "reuse": reuse},
+        "training": {"updates": updates, "batch_size": 256, "updates_per_chunk": 50, "compile": False},
     }
-    if stage == "pretrain_intent":
-        pretrain_intent(PretrainIntentConfig(method=ICVFConfig(hidden=(16,), latent_dim=8), **shared), dataset, run)
-    else:
-        noise = NoiseConfig(dataset="drifting", states="next")
-        method = DynamicsConfig(hidden=(16,), feature_dim=8)
-        pretrain_dynamics(PretrainDynamicsConfig(noise=noise, method=method, **shared), dataset, dataset, run)
+    dataset: Any = load_dataset(folder) if buffer_steps is None else open_dataset(folder)
+    pretrain(parse_entry("pretrain", name, values), dataset, Run(name, 0, 1, output, output / "checkpoints"))
 
 
 def memory_of(
@@ -90,7 +87,7 @@ def memory_of(
     """Train after memory has been limited to ``limit`` bytes more than a training on little data took.
 
     Args:
-        stage: ``pretrain_dynamics`` or ``pretrain_intent``.
+        stage: one of ``TRAININGS``.
         work: holds the datasets ``little`` and ``big``.
         buffer_steps: of the stream; None for all in memory.
         updates: to make.
@@ -101,14 +98,12 @@ def memory_of(
         Whether it came to its ``end``, and by how many bytes the resident memory had ``grown`` at its peak, or its ``error``.
     """
     with tempfile.TemporaryDirectory() as outputs:
-        pretrain(stage, work / "little", Path(outputs) / "warm", buffer_steps=buffer_steps and 9000, updates=100)
+        train(stage, work / "little", Path(outputs) / "warm", buffer_steps=buffer_steps and 9000, updates=100)
         Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
         before, written = _status("VmRSS"), _status("VmData")
         resource.setrlimit(resource.RLIMIT_DATA, (written + limit, resource.RLIM_INFINITY))
         try:
-            pretrain(
-                stage, work / "big", Path(outputs) / "run", buffer_steps=buffer_steps, updates=updates, reuse=reuse
-            )
+            train(stage, work / "big", Path(outputs) / "run", buffer_steps=buffer_steps, updates=updates, reuse=reuse)
         except (MemoryError, RuntimeError) as error:
             return {"end": False, "error": f"{type(error).__name__}: {error}".partition("\n")[0]}
         return {"end": True, "grown": _status("VmHWM") - before}
@@ -120,7 +115,7 @@ def memory(
     factor: float,
     buffer_steps: int,
     updates: int,
-    stages: tuple[str, ...] = ("pretrain_dynamics", "pretrain_intent"),
+    stages: tuple[str, ...] = tuple(TRAININGS),
 ) -> list[dict[str, Any]]:
     """``memory_of`` a stream, and of the same data in memory, on a dataset ``factor`` times as large as the limit.
 
@@ -200,7 +195,7 @@ def batch_means(folder: Path, *, updates: int, batch: int, seed: int = 0, **stre
             buffer._order.epoch = lambda epoch: [everything]  # type: ignore[method-assign]
 
         def current(update: int) -> TransitionTable:
-            buffer.seek(update)
+            buffer.advance(update)
             return buffer.table
 
         return means(current), len(buffer.table.lengths)
@@ -240,35 +235,22 @@ def throughput(*, repeats: int = 9, updates: int = 50, replicas: int = 3) -> lis
     import torch
 
     from dynarep.data.resident import TransitionTable
-    from dynarep.data.sampling import goal_and_intent, uniform
     from dynarep.data.shards import load_dataset, open_dataset
     from dynarep.data.stream import EpisodeBuffer
-    from dynarep.pipeline.training.loop import keep_freed_memory
-    from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig
-    from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
+    from dynarep.pipeline.method import Sources, World
+    from dynarep.pipeline.methods.encoders.contrastive import Dynamics, DynamicsConfig
+    from dynarep.pipeline.methods.encoders.icvf import ICVF, ICVFConfig
     from dynarep.pipeline.sources import Resident
+    from dynarep.pipeline.training.device import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()
     batch, dim = 256, 11
-    shape = (replicas, batch)
-    moments = torch.zeros(dim), torch.ones(dim)
+    world = World(replicas, torch.zeros(dim), torch.ones(dim), (-1.0,) * 3, (1.0,) * 3)
 
-    def intent(table: TransitionTable, generator: torch.Generator) -> GoalBatch:
-        index = uniform(len(table), shape, generator, "cpu")
-        mixture = {"p_random": 0.3, "p_trajectory": 0.5, "p_current": 0.2, "p_same": 0.5}
-        g, z = goal_and_intent(index, table.last[index], len(table), generator=generator, **mixture)
-        b = table.gather(index)
-        reached = (g == index).float(), (z == index).float()
-        goals = table.observations_at(g), table.observations_at(z)
-        return GoalBatch(b.observations, b.next_observations, *goals, *reached)
-
-    def dynamics(table: TransitionTable, generator: torch.Generator) -> ContrastiveBatch:
-        b = table.gather(uniform(len(table), shape, generator, "cpu"))
-        noise = table.next_observations[uniform(len(table), shape, generator, "cpu")]
-        return ContrastiveBatch(b.observations, b.actions, b.next_observations, noise)
-
-    def worker(learner: Any, source: Any, draw: Callable[..., Any]) -> Callable[[], None]:
+    def worker(learner: Any, source: Any) -> Callable[[], None]:
+        tables = dict.fromkeys(("dataset", "whole"), lambda: source.table)
+        sources = Sources(tables, replicas, batch, torch.device("cpu"))
         groups = [{"params": group["params"], "lr": group["lr"]} for group in learner.parameter_groups()]
         optimizer = torch.optim.Adam(groups, fused=True)
         generator, update = torch.Generator(), 0
@@ -276,8 +258,8 @@ def throughput(*, repeats: int = 9, updates: int = 50, replicas: int = 3) -> lis
         def work() -> None:
             nonlocal update
             for _ in range(updates):
-                source.seek(update)
-                losses = learner.losses(draw(source.table, generator))
+                source.advance(update)
+                losses = learner.losses(learner.batch(sources, generator))
                 optimizer.zero_grad(set_to_none=True)
                 losses.loss.sum().backward()
                 optimizer.step()
@@ -287,8 +269,8 @@ def throughput(*, repeats: int = 9, updates: int = 50, replicas: int = 3) -> lis
         return work
 
     makers: dict[str, Callable[[], Any]] = {
-        "pretrain_dynamics": lambda: Dynamics(DynamicsConfig(hidden=(128, 128), feature_dim=64), replicas, *moments, 3),
-        "pretrain_intent": lambda: ICVF(ICVFConfig(hidden=(128,), latent_dim=128), replicas, *moments),
+        "pretrain_dynamics": lambda: Dynamics.build(DynamicsConfig(hidden=(128, 128), feature_dim=64), world),
+        "pretrain_intent": lambda: ICVF.build(ICVFConfig(hidden=(128,), latent_dim=128), world),
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -296,14 +278,13 @@ def throughput(*, repeats: int = 9, updates: int = 50, replicas: int = 3) -> lis
         write_drifting(path, episodes=2000, steps=500, dim=dim, shard_bytes=2 * MEGABYTE)
         resident = Resident(TransitionTable.from_episodes(load_dataset(path).episodes), [])
         for stage, make in makers.items():
-            draw = intent if stage == "pretrain_intent" else dynamics
             streams = {
                 f"stream, reuse {reuse:g}": EpisodeBuffer(
                     open_dataset(path), steps=100_000, steps_per_update=batch / reuse, seed=0
                 )
                 for reuse in (1.0, 4.0)
             }
-            workers = {name: worker(make(), source, draw) for name, source in {"resident": resident, **streams}.items()}
+            workers = {name: worker(make(), source) for name, source in {"resident": resident, **streams}.items()}
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
             for work in workers.values():
                 work()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Work = Callable[[], float | tuple[float, float]]
 """Works for a while and returns how many units it did, and in how many seconds if not all of its time counts."""
@@ -96,3 +98,11 @@ def compare(group: Group, repeats: int) -> list[Timing]:
                     units, seconds = done if isinstance(done, tuple) else (done, seconds)
                     timing.rates.append(units / seconds)
     return timings
+
+
+def processor() -> str:
+    """Name of the processor, as far as the system tells."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor()

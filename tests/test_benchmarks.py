@@ -1,149 +1,178 @@
-"""The score benchmark: presets, cells and their identity, resuming, failures, tables."""
+"""The score benchmark: presets, settings, stages in order, resuming, failures, tables."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from benchmarks import grid, scores, tables
-from dynarep.configs.params import ParamsError, validate
+from benchmarks import presets, scores, tables
+from dynarep.configs.params import validate
+from dynarep.pipeline.entries import datasets_of, parse_entry, read_params, section_of
+from dynarep.pipeline.playing.play import EvaluateConfig
+from dynarep.pipeline.registry import ROOMS
 
-PARAMS = {
-    "seed": 0,
-    "replicas": 2,
-    "pretrain_intent": {"training": {"updates": 5}},
-    "offline_rl": {"training": {"updates": 5}},
-    "evaluate": {"env": "Hopper-v4"},
-}
+ROOT = Path(__file__).parents[1]
+WHOLE = sorted((ROOT / "configs" / "presets").glob("*.yaml"))
+GRIDS = [path.stem for path in sorted(presets.PRESETS.glob("*.yaml"))]
 
 
-def preset(**changes: Any) -> grid.Preset:
-    values = {
-        "params": PARAMS,
-        "settings": {"one": {"dataset": "a", "demonstrations": "e", "states": "es"}},
-        "methods": {
-            "bc": {"imitate": {"kind": "bc"}},
-            "repr": {"imitate": {"kind": "repr_value_dice"}},
-            "ailot": {"relabel": {"kind": "ailot"}, "offline_rl": {}},
-            "otr": {"relabel": {"kind": "otr"}, "offline_rl": {}},
-            "true": {"offline_rl": {}},
+def check(values: dict[str, Any], cards: set[str], where: str) -> None:
+    """All entries are as their kinds expect, and name what is there."""
+    names = {section: {"none", *section_of(values, section, where)} for section in ROOMS}
+    for section in ROOMS:
+        for name, entry in section_of(values, section, where).items():
+            inputs = parse_entry(section, name, entry, f"{where}: {section}.{name}").inputs
+            for key, room in (
+                ("initial", "pretrain"),
+                ("space", "pretrain"),
+                ("encoder", "pretrain"),
+                ("rewards", "relabel"),
+            ):
+                assert getattr(inputs, key, "none") in names[room], f"{where}: {section}.{name}.{key}"
+    settings = validate(EvaluateConfig, values["evaluate"], f"{where}: evaluate")
+    assert {*datasets_of(values), settings.demonstrations} <= cards, where
+    assert {"demonstrations", "motion"} <= set(values["evaluate"]), "dvc.yaml reads them"
+
+
+def embedded_cards() -> set[str]:
+    return {path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
+def test_every_params_file_is_read(path: Path) -> None:
+    check(read_params(path), embedded_cards(), path.stem)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_grid_is_read(name: str) -> None:
+    for title, setting in presets.settings_of(presets.load_preset(name)).items():
+        check(setting.params, embedded_cards() | set(setting.cards), f"{name}/{title}")
+
+
+def test_every_stored_result_has_its_entry() -> None:
+    gone = {"ablation-repr": {"label_noise_expert"}}  # p_n is of the data that are trained on now
+    for path in tables.RESULTS.glob("*.json"):
+        if path.stem in GRIDS:
+            settings = presets.settings_of(presets.load_preset(path.stem))
+            for cell in tables.read_cells(path.stem):
+                assert cell["method"] in {*settings[cell["setting"]].params["learn"], *gone.get(path.stem, ())}
+
+
+def test_every_command_of_the_results_page_chooses_methods() -> None:
+    page = (ROOT / "docs" / "results.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^ +python -m benchmarks\.scores (.+)$", page, re.M)
+    assert len(commands) >= 8
+    for command in commands:
+        options = scores.parse(shlex.split(command))
+        settings = presets.settings_of(presets.load_preset(options.preset))
+        assert any(scores.chosen(settings, options.entries).values()), command
+
+
+def test_defaults_are_of_sections_and_kinds_and_a_setting_changes_them() -> None:
+    preset = {
+        "seed": 0,
+        "cards": {"expert": {"from": "all", "top": 1}},
+        "defaults": {"learn": {"dataset": "data"}, "iql": {"hidden": [8], "training": {"updates": 5, "batch_size": 2}}},
+        "learn": {"a": {"kind": "iql", "training": {"updates": 6}}, "b": {"kind": "bc"}},
+        "settings": {
+            "one": {"cards": {"data": {"path": "x"}}},
+            "two": {"seed": 1, "defaults": {"iql": {"hidden": [9]}}},
         },
     }
-    return validate(grid.Preset, {**values, **changes}, "test")
-
-
-CONTENT = {"a": "1", "b": "2", "e": "3", "es": "4"}
-
-
-def chains(p: grid.Preset, content: dict[str, str] = CONTENT) -> dict[str, list[grid.Job]]:
-    return {str(cell): list(cell.job.chain().values()) for cell in grid.cells(p, content)}
-
-
-@pytest.mark.parametrize("path", sorted(grid.PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_preset_is_read(path: Path) -> None:
-    if path.stem in ("base", "common"):
-        with pytest.raises(ParamsError, match="settings: missing"):
-            grid.load_preset(path.stem)
-        return
-    p = grid.load_preset(path.stem)
-    names = {name: name for name in grid.datasets(p)}
-    assert grid.cells(p, names)
-
-
-def test_every_stage_of_every_preset_has_parameters_that_its_stage_reads() -> None:
-    from dynarep.pipeline.playing.evaluate import EvaluateConfig
-    from dynarep.pipeline.imitate import ImitateConfig
-    from dynarep.pipeline.offline_rl import OfflineRLConfig
-    from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig
-    from dynarep.pipeline.pretrain_intent import PretrainIntentConfig
-    from dynarep.pipeline.relabel import RelabelConfig
-
-    kinds: dict[str, type] = {
-        "evaluate": EvaluateConfig,
-        "imitate": ImitateConfig,
-        "offline_rl": OfflineRLConfig,
-        "pretrain_dynamics": PretrainDynamicsConfig,
-        "pretrain_intent": PretrainIntentConfig,
-        "relabel": RelabelConfig,
+    found = presets.settings_of(preset)
+    assert found["one"].params["learn"] == {
+        "a": {"dataset": "data", "hidden": [8], "training": {"updates": 6, "batch_size": 2}, "kind": "iql"},
+        "b": {"dataset": "data", "kind": "bc"},
     }
-    for path in grid.PRESETS.glob("*.yaml"):
-        if path.stem in ("base", "common"):
-            continue
-        p = grid.load_preset(path.stem)
-        for cell in grid.cells(p, {}):
-            for job in cell.job.chain().values():
-                validate(kinds[job.stage], job.params[job.stage], f"{path.stem}: {cell}: {job.stage}")
+    assert set(found["one"].cards) == {"expert", "data"}
+    assert set(found["two"].cards) == {"expert"}
+    assert (found["one"].params["seed"], found["two"].params["seed"]) == (0, 1)
+    assert found["two"].params["learn"]["a"]["hidden"] == [9]
 
 
-def test_a_cell_runs_the_stages_that_its_method_needs() -> None:
-    stages = {name: [job.stage for job in jobs] for name, jobs in chains(preset()).items()}
-    assert stages == {
-        "one/bc": ["imitate", "evaluate"],
-        "one/repr": ["pretrain_dynamics", "imitate", "evaluate"],
-        "one/ailot": ["pretrain_intent", "relabel", "offline_rl", "evaluate"],
-        "one/otr": ["relabel", "offline_rl", "evaluate"],
-        "one/true": ["relabel", "offline_rl", "evaluate"],
-    }
-
-
-def test_sections_name_the_settings_data() -> None:
-    jobs = {job.stage: job.params[job.stage] for job in chains(preset())["one/ailot"]}
-    assert jobs["pretrain_intent"]["dataset"] == "a"
-    assert (jobs["relabel"]["dataset"], jobs["relabel"]["demonstrations"]) == ("a", "es")
-    assert jobs["offline_rl"]["policies"] == {"policy": {"rewards": "label"}}
-    jobs = {job.stage: job.params[job.stage] for job in chains(preset())["one/repr"]}
-    assert jobs["pretrain_dynamics"]["noise"]["dataset"] == "a"
-    assert (jobs["imitate"]["dataset"], jobs["imitate"]["demonstrations"]) == ("a", "e")
-    assert chains(preset())["one/true"][1].params["offline_rl"]["policies"] == {"policy": {"rewards": "true"}}
-
-
-def test_a_change_makes_just_what_depends_on_it_another_job() -> None:
-    before = chains(preset())
-    params = {**PARAMS, "pretrain_intent": {"training": {"updates": 6}}}
-    after = chains(preset(params=params))
-    changed = {name: [a.key != b.key for a, b in zip(after[name], before[name], strict=True)] for name in before}
-    assert changed["one/ailot"] == [True, True, True, True]
-    assert not any(any(flags) for name, flags in changed.items() if name != "one/ailot")
-
-
-def test_another_content_of_a_dataset_makes_its_readers_another_job() -> None:
-    before, after = chains(preset()), chains(preset(), {**CONTENT, "es": "5"})
-    keys = {name: [a.key != b.key for a, b in zip(after[name], before[name], strict=True)] for name in before}
-    assert keys["one/bc"] == [False, False]
-    assert keys["one/ailot"] == [False, True, True, True]
-
-
-def test_shared_jobs_are_one() -> None:
-    jobs = chains(
-        preset(
-            methods={
-                name: {"relabel": {"kind": "ailot", "method": {"lookahead": k}}, "offline_rl": {}}
-                for name, k in (("a", 0), ("b", 2), ("like_a", 0))
-            }
-        )
-    )
-    assert jobs["one/a"][0].key == jobs["one/b"][0].key
-    assert jobs["one/a"][1].key != jobs["one/b"][1].key
-    assert [job.key for job in jobs["one/a"]] == [job.key for job in jobs["one/like_a"]]
-
-
-def test_refusals_name_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "PRESETS", tmp_path)
+def test_refusals_name_the_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="unknown preset 'x'"):
-        grid.load_preset("x")
-    (tmp_path / "x.yaml").write_text("params: {seed: 0, replicas: 1, evaluate: {}}\nsettings: {}\nmethods: {m: {}}\n")
-    with pytest.raises(ParamsError, match=r"methods\.m.*both or none of imitate and offline_rl"):
-        grid.load_preset("x")
-    (tmp_path / "x.yaml").write_text(
-        "params: {seed: 0, replicas: 1, evaluate: {}}\nsettings: {}\n"
-        "methods: {m: {imitate: {kind: bc}, settings: [nowhere]}}\n"
-    )
-    with pytest.raises(ValueError, match=r"methods\.m\.settings: found \['nowhere'\]"):
-        grid.load_preset("x")
+        presets.load_preset("x")
+    needs = presets.Setting({}, {"data": {"path": "recordings/a.hdf5"}})
+    with pytest.raises(ValueError, match=r"recordings/a\.hdf5: needs --recordings"):
+        presets.lay_out(needs, tmp_path, None)
+    with pytest.raises(SystemExit, match="'nothing' matches no method of embedded"):
+        scores.main(["--preset", "reduced", "--entries", "nothing"])
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of shell commands, b and c from a, d from both, each of which counts its runs."""
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    folder = tmp_path / "preset" / "setting"
+    folder.mkdir(parents=True)
+    reads = {"a": ["in"], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
+    stages = {
+        name: {"cmd": f"cat {' '.join(deps)} > {name} && echo run >> runs-{name}", "deps": deps, "outs": [name]}
+        for name, deps in reads.items()
+    }
+    (folder / "in").write_text("1")
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    presets.dvc(folder, "init", "--quiet", "--no-scm", check=True)
+    return folder
+
+
+def test_stages_run_after_what_they_depend_on_and_once(project: Path) -> None:
+    graph = scores.graph_of(project)
+    assert graph == {"a": set(), "b": {"a"}, "c": {"a"}, "d": {"b", "c"}}
+    assert set(scores.needed(graph, ["c"])) == {"a", "c"}
+    for _ in range(2):
+        done: list[str] = []
+        assert scores.run_stages(project, graph, 2, done.append) == []
+        assert sorted(done) == list("abcd")
+        assert (done[0], done[-1]) == ("a", "d")
+    assert (project / "d").read_text() == "11"
+    assert {name: (project / f"runs-{name}").read_text() for name in "abcd"} == dict.fromkeys("abcd", "run\n")
+
+
+def test_a_failure_stops_what_depends_on_it_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = yaml.safe_load((project / "dvc.yaml").read_text())
+    graph["stages"]["b"]["cmd"] = "echo 'error: broken'; exit 1"
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    done: list[str] = []
+    assert scores.run_stages(project, scores.graph_of(project), 2, done.append) == ["b"]
+    assert done == ["a", "c"]
+    assert "b failed: error: broken" in capsys.readouterr().err
+    assert not (project / "d").exists()
+
+
+def test_a_grid_depends_on_no_code(tmp_path: Path) -> None:
+    preset = presets.load_preset("hopper")
+    (tmp_path / "recordings").mkdir()
+    presets.lay_out(presets.settings_of(preset)["mixed"], tmp_path / "p" / "mixed", tmp_path / "recordings")
+    folder = tmp_path / "p" / "mixed"
+    stages = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"]
+    deps = [path for stage in stages.values() for path in stage.get("do", stage)["deps"]]
+    assert {path for path in deps if not path.startswith("artifacts/")} == {
+        "configs/datasets",
+        "recordings/hopper-mixed.hdf5",
+        "recordings/hopper-expert.hdf5",
+    }
+    assert yaml.safe_load((folder / "configs" / "datasets" / "expert.yaml").read_text()) == {
+        "from": "every-expert",
+        "top": 1,
+    }
+    graph = scores.graph_of(folder)
+    assert set(scores.needed(graph, ["evaluate@repr_value_dice"])) == {
+        *("none", "prepare", "pretrain@dynamics", "learn@repr_value_dice", "evaluate@repr_value_dice")
+    }
+    true = {"relabel@recorded", "evaluate@true_top3", "learn@true_top3"}
+    assert set(scores.needed(graph, ["evaluate@true_top3"])) == {"none", "prepare", *true}
 
 
 def cell_of(setting: str, method: str, returns: dict[str, list[list[float]]], **changes: Any) -> dict[str, Any]:
@@ -196,19 +225,15 @@ def test_matrix_has_a_row_per_label_and_a_column_per_space() -> None:
     ]
 
 
-def test_store_keeps_what_is_there_and_knows_its_cells(tmp_path: Path) -> None:
+def test_store_keeps_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "results" / "p.json"
     scores.Store(path, "about").add(cell_of("s", "m", {"last": [[1.0]]}))
     store = scores.Store(path, "about")
     store.add(cell_of("s", "n", {"last": [[2.0]]}))
+    store.add(cell_of("s", "m", {"last": [[3.0]]}))
     stored = json.loads(path.read_text())
-    assert [cell["method"] for cell in stored["cells"]] == ["m", "n"]
+    assert [(cell["method"], cell["returns"]["last"]) for cell in stored["cells"]] == [("m", [[3.0]]), ("n", [[2.0]])]
     assert stored["description"] == "about"
-    job = grid.Job("evaluate", {}, (), "k")
-    data = grid.Setting(dataset="a", demonstrations="e", states="es")
-    assert store.has(grid.Cell("s", "m", data, job))
-    assert not store.has(grid.Cell("s", "m", data, grid.Job("evaluate", {}, (), "other")))
-    assert not store.has(grid.Cell("s", "x", data, job))
 
 
 def test_results_page_shows_the_stored_results() -> None:
@@ -217,58 +242,59 @@ def test_results_page_shows_the_stored_results() -> None:
     assert tables.refreshed(text) == text, "python -m benchmarks.tables docs/results.md"
 
 
-def test_jobs_run_once_in_order_and_a_failure_stops_what_depends_on_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    ran: list[str] = []
-
-    def run_job(stage: str, folder: Path, threads: int) -> float:
-        ran.append(folder.name)
-        if folder.name.startswith("relabel"):
-            raise ValueError("broken")
-        return 1.0
-
-    monkeypatch.setattr(scores, "run_job", run_job)
-    monkeypatch.setattr(scores, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
-    jobs = {name: job for cell in grid.cells(preset(), CONTENT) for name, job in cell.job.chain().items()}
-    done: list[str] = []
-    failed = scores.run_jobs(jobs, tmp_path, 1, done.append)
-    assert stages(done) == ["imitate", "evaluate", "pretrain_dynamics", "imitate", "evaluate", "pretrain_intent"]
-    assert set(stages(failed)) == {"relabel"}
-    assert "broken" in capsys.readouterr().err
-    assert [name for name in ran if not name.startswith("relabel")] == done
-    assert (tmp_path / "jobs" / done[0] / "artifacts" / "shards").is_symlink()
-    ran.clear()
-    again: list[str] = []
-    scores.run_jobs(jobs, tmp_path, 1, again.append)
-    assert sorted(again) == sorted(done)
-    assert set(stages(ran)) == {"relabel"}
+def reduced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: str, changes: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Cells of the reduced grid with other values, run as its command does it."""
+    monkeypatch.setattr(scores, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(scores, "WORK", tmp_path / "work")
+    preset = presets.merged(presets.load_preset("reduced"), changes)
+    monkeypatch.setattr(scores, "load_preset", lambda name: preset)
+    with pytest.raises(SystemExit) as stop:
+        scores.main(["--preset", "reduced", "--entries", entries, "--workers", "2"])
+    assert stop.value.code == 0
+    return {cell["method"]: cell for cell in json.loads((tmp_path / "results" / "reduced.json").read_text())["cells"]}
 
 
-def stages(names: list[str]) -> list[str]:
-    return [name.rpartition("-")[0] for name in names]
+def test_the_recorded_reward_alone_is_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"updates": 20, "batch_size": 32, "updates_per_chunk": 10, "snapshots": 2}
+    changes = {
+        "defaults": {kind: {"hidden": [8], "training": tiny} for kind in ("iql", "top_bc")},
+        "settings": {"embedded": {"cards": {"data": {"from": "hopper-tiny"}}}},
+        "evaluate": {"episodes": 1, "max_steps": 20},
+    }
+    cells = reduced(tmp_path, monkeypatch, "true_(iql|top3)$", changes)
+    assert set(cells) == {"true_iql", "true_top3"}
+    for cell in cells.values():
+        assert np.shape(cell["returns"]["last"]) == np.shape(cell["returns"]["10"]) == (2, 1)
+        assert cell["labels"]["spearman_true_return"] == pytest.approx(1.0)
+        assert cell["budget"]["updates"] == 20
+        assert cell["budget"]["transitions"] > 1000
+        assert cell["budget"]["seconds"]["learn/" + cell["method"]] > 0
+        assert cell["demonstrations_return"] > 1000
+        assert "relabel.recorded" in cell["params"]
+    assert "| true_iql |" in tables.score_table(list(cells.values()))
 
 
+@pytest.mark.slow
 def test_a_reduced_grid_gives_the_order_that_the_full_one_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The score benchmark itself at toy size: the label finds the episodes worth cloning among mostly bad ones."""
-    monkeypatch.setattr(scores, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(scores, "WORK", tmp_path / "work")
-    with pytest.raises(SystemExit) as stop:
-        scores.main(["--preset", "reduced"])
-    assert stop.value.code == 0
-    stored = json.loads((tmp_path / "results" / "reduced.json").read_text())["cells"]
-    score = {cell["method"]: float(tables.normalised(cell, tables.last(cell)).mean()) for cell in stored}
+    """The score benchmark itself at small size: the label finds the episodes worth cloning among mostly bad ones."""
+    cells = reduced(tmp_path, monkeypatch, "", {})
+    score = {name: float(tables.normalised(cell, tables.last(cell)).mean()) for name, cell in cells.items()}
     assert score["bc"] > 30.0
     assert score["bc_arbitrary"] < 20.0
     assert score["occupancy_top3"] > 2.0 * score["bc_arbitrary"]
-    with pytest.raises(SystemExit):
-        scores.main(["--preset", "reduced", "--table"])
-    (tmp_path / "work").rename(tmp_path / "forgotten")
-    with pytest.raises(SystemExit) as stop:
-        scores.main(["--preset", "reduced"])
-    assert stop.value.code == 0
-    assert not (tmp_path / "work" / "jobs").exists()
+
+
+@pytest.mark.slow
+def test_the_tiny_params_file_runs_in_a_clone(tmp_path: Path) -> None:
+    """``cp configs/presets/tiny.yaml params.yaml && dvc repro``, up to the policies' scores."""
+    project = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
+    shutil.copy(ROOT / "configs" / "presets" / "tiny.yaml", project / "params.yaml")
+    done = presets.dvc(project, "repro")
+    assert done.returncode == 0, done.stdout
+    policies = read_params(project / "params.yaml")["learn"]
+    assert {path.parent.name for path in project.glob("artifacts/evaluate/*/returns.json")} == set(policies)

@@ -152,12 +152,12 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def test_own_data(room: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = json.loads((room.root / "artifacts" / "evaluate" / "metrics.json").read_text())
+    scores = json.loads((room.root / "artifacts" / "report" / "metrics.json").read_text())
     assert set(scores) == {"bc", "repr_value_dice", "iql_ailot", "iql_true", "top_ailot", "top_otr", "random"}
     assert all(-40 <= score["return_mean"] <= 0 and score["success_rate"] is not None for score in scores.values())
     assert "iql_ailot" in (room.root / "artifacts" / "report" / "index.html").read_text()
     monkeypatch.chdir(tmp_path)
-    source = f"dvc://{room.root}#artifacts/pretrain_intent"
+    source = f"dvc://{room.root}#artifacts/pretrain/intent"
     main_of("distance_field/plot.py")([source, "--goal", "0.4", "-0.8"])
     assert (tmp_path / "field.png").is_file()
 
@@ -167,8 +167,8 @@ def test_dataset_sweep(room: Project) -> None:
     shown = json.loads(room.call("dvc", "exp", "show", "--json"))
     (base,) = [row for row in shown if row["rev"] != "workspace"]
     results = [experiment["revs"][0]["data"] for experiment in base["experiments"]]
-    datasets = [result["params"]["params.yaml"]["data"]["pretrain_intent"]["dataset"] for result in results]
+    datasets = [result["params"]["params.yaml"]["data"]["pretrain"]["intent"]["dataset"] for result in results]
     assert sorted(datasets) == ["arbitrary-tenth", "arbitrary-third"]
     for result, dataset in zip(results, datasets, strict=True):
-        assert "iql_ailot" in result["metrics"]["artifacts/evaluate/metrics.json"]["data"]
+        assert "iql_ailot" in result["metrics"]["artifacts/report/metrics.json"]["data"]
         assert dataset in printed

@@ -12,6 +12,13 @@ import numpy as np
 import torch
 
 import dynarep
+from dynarep.pipeline.entries import parse_entry
+from dynarep.pipeline.learn import learn
+from dynarep.pipeline.playing.evaluate import evaluate
+from dynarep.pipeline.playing.play import EvaluateConfig
+from dynarep.pipeline.playing.summary import summarise
+from dynarep.pipeline.pretrain import pretrain
+from dynarep.pipeline.training.run import Run
 
 gymnasium.logger.min_level = gymnasium.logger.ERROR  # no advice to take Hopper-v5
 ENV = "Hopper-v4"
@@ -55,6 +62,11 @@ def record(
         total, number = total + len(actions), number + 1
 
 
+def recorded(data: dynarep.Dataset) -> dict[str, np.ndarray]:
+    """The rewards of the recording, in the form of learned ones: one row per episode."""
+    return {episode.id: episode.rewards[None] for episode in data.episodes if episode.rewards is not None}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Record, pretrain, imitate, evaluate; print scores and write them to <out>/scores.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -69,12 +81,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), help="must not exist")
     options = parser.parse_args(arguments)
     training = {"updates": options.updates, "updates_per_chunk": min(250, options.updates)}
-    hidden = [options.width, options.width]
+    shared = {"hidden": [options.width, options.width], "training": training}
 
-    def run(name: str, replicas: int = options.replicas) -> dynarep.Run:
+    def run(name: str, replicas: int = options.replicas) -> Run:
         folder = options.out / name
         folder.mkdir(parents=True)
-        return dynarep.Run(name, 0, replicas, folder, options.out / "checkpoints")
+        return Run(name, 0, replicas, folder, options.out / "checkpoints")
 
     # The physics in which policies are to work: one demonstration, and for comparison much other data.
     package, shards = Path(str(files("dynarep.data"))).parent, options.out / "shards"
@@ -82,9 +94,15 @@ def main(arguments: list[str] | None = None) -> None:
     here, demonstration = (dynarep.load_dataset(shards / name) for name in (DATA, DEMONSTRATION))
 
     # The physics in which there is much data.
-    clone = {"kind": "bc", "data": "dataset", "top": 0.1, "method": {"hidden": hidden}, "training": training}
-    c = dynarep.ImitateConfig(demonstrations=DEMONSTRATION, dataset=DATA, policies={"weak": clone})
-    weak, _ = dynarep.imitate("weak", c.policies["weak"], demonstration, here, None, run("behaviour", replicas=1))
+    best = {"kind": "top_bc", "dataset": DATA, "demonstrations": DEMONSTRATION, "rewards": "recorded", **shared}
+    weak, _ = learn(
+        parse_entry("learn", "weak", {**best, "top": 0.1}),
+        here,
+        demonstration,
+        None,
+        recorded(here),
+        run("behaviour", 1),
+    )
     dynarep.write_episodes(
         shards / "changed", record(changed(options.mass, options.friction), weak, options.steps, seed=0), env=ENV
     )
@@ -93,36 +111,34 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"changed physics: {len(lengths)} episodes, {sum(lengths):,} steps, mean return {np.mean(there.returns):.0f}")
 
     def representation(data: dynarep.Dataset) -> Any:
-        settings = dynarep.PretrainDynamicsConfig(
-            dataset=data.name,
-            noise={"dataset": data.name, "states": "next"},
-            method={"hidden": hidden, "feature_dim": 64},
-            training=training,
-        )
-        encoder, metrics = dynarep.pretrain_dynamics(settings, data, data, run(f"pretrain_dynamics_{data.name}"))
-        print(f"{data.name}: retrieval {metrics['held_out']['retrieval_accuracy']:.3f}, held out")
-        return encoder
+        values = {"kind": "contrastive", "dataset": data.name, "feature_dim": 64, **shared}
+        made = pretrain(parse_entry("pretrain", data.name, values), data, run(f"pretrain/{data.name}"))
+        print(f"{data.name}: retrieval {made.measured.metrics['held_out']['retrieval_accuracy']:.3f}, held out")
+        return made.encoder
 
-    changed_phi, own_phi = representation(there), representation(here)
-    method = {"hidden": hidden, "actor_rate": 3e-4, "cloning_weight": 100}
-    dual = {"method": method, "training": training}
-    arms: dict[str, tuple[dict[str, Any], Any]] = {
-        "bc": ({"kind": "bc", "method": {"hidden": hidden}, "training": training}, None),
-        "bc_changed_top3": ({**clone, "top": 0.03}, None),
-        "value_dice": ({"kind": "value_dice", **dual}, None),
-        "repr_changed": ({"kind": "repr_value_dice", **dual}, changed_phi),
-        "repr_own": ({"kind": "repr_value_dice", **dual}, own_phi),
-        "repr_changed_top3": ({"kind": "repr_value_dice", "top": 0.03, **dual}, changed_phi),
+    encoders = {"changed": representation(there), "own": representation(here)}
+    dual = {"actor_rate": 3e-4, "cloning_weight": 100}
+    arms: dict[str, dict[str, Any]] = {
+        "random": {"kind": "random"},
+        "bc": {"kind": "bc", **shared},
+        "bc_changed_top3": {"kind": "top_bc", "rewards": "recorded", "top": 0.03, **shared},
+        "value_dice": {"kind": "value_dice", **dual, **shared},
+        "repr_changed": {"kind": "repr_value_dice", "encoder": "changed", **dual, **shared},
+        "repr_own": {"kind": "repr_value_dice", "encoder": "own", **dual, **shared},
+        "repr_changed_top3": {"kind": "repr_value_dice", "encoder": "changed", "top": 0.03, **dual, **shared},
     }
-    policies = {name: settings for name, (settings, _) in arms.items()}
-    c = dynarep.ImitateConfig(demonstrations=DEMONSTRATION, dataset="changed", policies=policies)
-    for name, (_, encoder) in arms.items():
-        within = run(f"imitate/{name}")
-        policy, facts = dynarep.imitate(name, c.policies[name], demonstration, there, encoder, within)
-        dynarep.save_artifact(within.output, policy, {"demonstrations": DEMONSTRATION, **facts})
+    played: dict[str, Any] = {}
+    settings = EvaluateConfig(env=ENV, episodes=options.episodes, seed=1000, workers=options.workers)
+    for name, values in arms.items():
+        entry = parse_entry("learn", name, {"dataset": "changed", "demonstrations": DEMONSTRATION, **values})
+        rewards = recorded(there) if "rewards" in values else None
+        within = run(f"learn/{name}")
+        policy, facts = learn(entry, there, demonstration, encoders.get(entry.inputs.encoder), rewards, within)
+        dynarep.save_artifact(within.output, policy, {"kind": entry.kind, **facts})
+        returns = evaluate(name, settings, options.out)
+        played = {**returns, "policies": {**played.get("policies", {}), **returns["policies"]}}
 
-    settings = dynarep.EvaluateConfig(env=ENV, episodes=options.episodes, seed=1000, workers=options.workers)
-    scores, _ = dynarep.evaluate(settings, options.out)
+    scores = summarise({**played, "random": ["random"], "demonstrations": demonstration.returns})
     (options.out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     print(f"{'policy':20} {'return':>8} {'normalised IQM':>15} {'95 % interval':>16}")
     for name in sorted(scores, key=lambda name: -scores[name]["normalised_iqm"]):
