@@ -16,6 +16,7 @@ import reprlib
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from hashlib import sha256
 from importlib import metadata as package_metadata
 from pathlib import Path
@@ -38,7 +39,11 @@ ARTIFACT_FILES = ("model.safetensors", "config.json", "metadata.json", "README.m
 EXPORTS = ("model.pt2", "model.onnx")
 """What may lie beside them, made by an export."""
 
-TYPES = {"IntentEncoder": ("encoders", "icvf"), "DynamicsEncoder": ("encoders", "contrastive"), "Policy": ("policies", "deterministic")}
+TYPES = {
+    "IntentEncoder": ("encoders", "icvf"),
+    "DynamicsEncoder": ("encoders", "contrastive"),
+    "Policy": ("policies", "deterministic"),
+}
 """Kinds of the types that schema version 1 names."""
 
 NO_PATH = "path/to/this/folder"
@@ -162,7 +167,9 @@ def exportable(model: Model) -> Model:
     inputs = one.inputs()
     with torch.no_grad():
         if not torch.equal(one(*inputs), one(*inputs)):
-            raise ArtifactError(f"{model.kind}: draws at random or keeps a state, expected a model that can be exported")
+            raise ArtifactError(
+                f"{model.kind}: draws at random or keeps a state, expected a model that can be exported"
+            )
     return one
 
 
@@ -182,6 +189,10 @@ def readme(model: Model, metadata: dict[str, Any], source: str | None = None) ->
         for key, value in metadata.items()
         if isinstance(value, str | int | float)
     )
+    datasets, numbers = datasets_in(metadata), dict(_numbers(metadata.get("scores") or metadata.get("metrics")))
+    data = f"Trained on {', '.join(map(markdown, datasets))}.\n\n" if datasets else ""
+    table = "".join(f"| {markdown(key)} | {markdown(value)} |\n" for key, value in numbers.items())
+    measured = f"| measured | |\n|---|---|\n{table}\n" if table else ""
     what = "policy" if isinstance(model, ActingModel) else "encoder"
     path = source if source is not None else str(metadata.get("path", NO_PATH))
     return f"""# {what}: {model.kind}
@@ -190,7 +201,7 @@ Made by dynarep.
 
 {about}
 
-| architecture | |
+{data}{measured}| architecture | |
 |---|---|
 {rows}
 
@@ -204,6 +215,15 @@ The weights are safetensors and the architecture is JSON: `dynarep.load_{what}` 
 somebody put beside them is another matter: `torch.export.load` unpickles what the file brings along, and that can run code.
 Load such a file only if you trust its author.
 """
+
+
+def _numbers(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What was measured, by dotted names."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _numbers(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(values, int | float) or (isinstance(values, str) and name == "env"):
+        yield name, f"{values:.4g}" if isinstance(values, float) else values
 
 
 def markdown(value: Any) -> str:
@@ -240,7 +260,9 @@ def _read(path: Path, limit: int, hint: str = "") -> bytes:
     """
     try:
         status = path.stat()
-        found = "" if stat.S_ISREG(status.st_mode) else "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        found = (
+            "" if stat.S_ISREG(status.st_mode) else "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        )
         if not found and status.st_size > limit:
             found = f"{status.st_size:,} bytes"
         content = b"" if found else path.read_bytes()
@@ -321,12 +343,16 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
         state = load(content)
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise ArtifactError(f"{weights_path}: damaged or truncated: {error}") from None
-    _check_header(config_path, weights_path, content, {"room": room, "kind": kind, "architecture": _plain(architecture)})
+    _check_header(
+        config_path, weights_path, content, {"room": room, "kind": kind, "architecture": _plain(architecture)}
+    )
     _check_values(weights_path, wanted, state)
     model = model_class(architecture)  # type: ignore[call-arg]
     for name in {"low", "high"} & set(wanted):
         if not torch.equal(model.state_dict()[name], state[name]):
-            raise ArtifactError(f"{weights_path}: {name}: found other bounds than architecture.action_{name} of config.json")
+            raise ArtifactError(
+                f"{weights_path}: {name}: found other bounds than architecture.action_{name} of config.json"
+            )
     model.load_state_dict(state, strict=True)
     dim = model.architecture.observation_dim
     if observation_dim is not None and observation_dim != dim:
