@@ -92,7 +92,7 @@ def save_artifact(folder: Path, model: Model, metadata: dict[str, Any]) -> None:
     save_model(folder, model)
     metadata = {**metadata, "code": code_of(model)}
     _write(folder / "metadata.json", f"{json.dumps(metadata, indent=2, default=str)}\n".encode())
-    _write(folder / "README.md", readme(model, metadata).encode())
+    _write(folder / "README.md", readme(model, metadata).encode("utf-8", "backslashreplace"))
 
 
 def save_model(folder: Path, model: Model) -> None:

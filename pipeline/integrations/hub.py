@@ -57,7 +57,7 @@ def upload(
         folder = Path(temporary) / "artifact"
         model.save_pretrained(folder, license=license)
         metadata = model.metadata if license is None else {**model.metadata, "license": license}
-        (folder / "README.md").write_text(card(model, name, metadata), encoding="utf-8")
+        (folder / "README.md").write_text(card(model, name, metadata), encoding="utf-8", errors="backslashreplace")
         try:
             api = HfApi(token=token)
             api.create_repo(name, private=private, exist_ok=True)
