@@ -498,6 +498,7 @@ def test_bounds_that_contradict_each_other(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     old = {"schema_version": 1, "type": "Policy", "architecture": {**config["architecture"], "action_high": [1.0, 4.0]}}
     (tmp_path / "config.json").write_text(json.dumps(old))
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")  # says nothing of itself
     assert "model.safetensors: high: found other bounds than architecture.action_high" in refusal(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file({**weights, "high": -weights["high"]}, tmp_path / "model.safetensors")

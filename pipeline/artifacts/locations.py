@@ -55,11 +55,11 @@ def artifact_folder(
             f"{text}: expected a path, {DVC}<repository>#<path>[@<revision>] or {HUB}<owner>/<name>[@<revision>]"
         )
     else:
-        folder = Path(root, text)
-        if not os.path.lexists(folder):
+        path = Path(root, text)
+        if not os.path.lexists(path):
             hint = f"; a model of the Hub is {HUB}{text}" if HUB_NAME.fullmatch(text) else ""
             raise ArtifactError(f"{text}: no such folder in {Path(root).absolute()}, expected an artifact{hint}")
-        yield folder
+        yield path
 
 
 def pretrained_source(name: str, revision: str | None = None) -> str:

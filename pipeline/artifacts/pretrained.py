@@ -194,7 +194,7 @@ class PretrainedModel(nn.Module, Generic[M]):
             raise ArtifactError(
                 f"{path}: found {min(others)}, expected a new or empty folder, or one of an artifact alone"
             )
-        plain = type(self.model)(self.model.architecture)  # type: ignore[call-arg]
+        plain = type(self.model)(self.model.architecture)
         plain.load_state_dict(self.model.state_dict())
         metadata = self.metadata if license is None else {**self.metadata, "license": license}
         with whole_folder(path) as new:
@@ -322,7 +322,8 @@ class PretrainedModel(nn.Module, Generic[M]):
             if array.dtype.kind not in "fiub":
                 raise ArtifactError(f"{self.source}: {field}: found an array of {array.dtype}, expected numbers")
             kind = np.float64 if self.dtype == torch.float64 else np.float32
-            value = torch.from_numpy(np.array(array, kind, order="C")).to(self.device)
+            with np.errstate(over="ignore"):  # infinite then
+                value = torch.from_numpy(np.array(array, kind, order="C")).to(self.device)
         expected = self.spec.action_dim if field == "action" else self.spec.observation_dim
         accepted = {expected, expected + (field != "action" and self._takes_bit())}
         if value.ndim == 0 or value.shape[-1] not in accepted:

@@ -320,7 +320,7 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
     where = f"{config_path}: architecture"
     try:
         model_class = find_model(room, kind, f"{config_path}: kind")
-        architecture = validate(model_class.Architecture, given, where)
+        architecture: Any = validate(model_class.Architecture, given, where)
     except ParamsError as error:
         raise ArtifactError(str(error)) from None
     except KeyError:
@@ -329,7 +329,7 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
     _check_size(weights_path, architecture)
     try:
         with torch.device("meta"):
-            wanted = model_class(architecture).state_dict()  # type: ignore[call-arg]
+            wanted = model_class(architecture).state_dict()
     except (RuntimeError, ValueError, MemoryError, OverflowError, TypeError) as error:
         raise ArtifactError(f"{where}: not one of a model: {error}") from None
     if sum(tensor.numel() for tensor in wanted.values()) > LARGEST:
@@ -347,7 +347,7 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
         config_path, weights_path, content, {"room": room, "kind": kind, "architecture": _plain(architecture)}
     )
     _check_values(weights_path, wanted, state)
-    model = model_class(architecture)  # type: ignore[call-arg]
+    model = model_class(architecture)
     for name in {"low", "high"} & set(wanted):
         if not torch.equal(model.state_dict()[name], state[name]):
             raise ArtifactError(
@@ -365,8 +365,10 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
 def _read_config(path: Path) -> tuple[str, str, Any, str | None]:
     """Room, kind, architecture and digest of the weights, of either schema version."""
     config = _read_json(path, "; expected an artifact folder with config.json")
-    version = config.get("schema_version")
-    if "schema_version" in config and (type(version) is not int or not 1 <= version <= SCHEMA_VERSION):
+    if "schema_version" not in config:
+        raise ArtifactError(f"{path}: missing keys ['schema_version']")
+    version = config["schema_version"]
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ArtifactError(f"{path}: schema_version is {version!r}, this version reads up to {SCHEMA_VERSION}")
     keys = {"schema_version", "architecture"} | ({"type"} if version == 1 else {"room", "kind", "sha256"})
     if keys - set(config):
