@@ -289,8 +289,7 @@ torch.save(results, "out.pt")
             torch.testing.assert_close(y, model(*x))
 
 
-@pytest.mark.parametrize("variant", ["icvf", "ailot"])
-@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize(("variant", "replica"), [("icvf", 0), ("ailot", 1)])
 def test_a_few_lines_of_torch_are_enough(variant: str, replica: int, tmp_path: Path) -> None:
     """Those of docs/artifact-format.md, where dynarep cannot be imported."""
     intent, policy = make("intent"), make("policy")
