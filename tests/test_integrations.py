@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,17 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 from models import make
 
+from dynarep.pipeline.artifacts.pretrained import (
+    PretrainedDynamics,
+    PretrainedIntent,
+    PretrainedPolicy,
+    load_encoder,
+    load_policy,
+)
 from dynarep.pipeline.artifacts.storage import ArtifactError, save_model
-from dynarep.pipeline.integrations.gymnasium import EncodeObservation
-from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
+from dynarep.pipeline.integrations.gymnasium import EncodeObservation, check_policy
+from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
+from dynarep.pipeline.methods.policies.uniform import Uniform, UniformArchitecture
 
 
 @pytest.fixture
@@ -34,12 +43,18 @@ def dynamics(tmp_path: Path) -> PretrainedDynamics:
     return encoder
 
 
+@pytest.fixture
+def policy(tmp_path: Path) -> PretrainedPolicy:
+    save_model(tmp_path / "policy", make("policy"))
+    return load_policy(tmp_path / "policy")
+
+
 class Drift(gym.Env[Any, Any]):
     """Observations of 3 float64 numbers that drift with the action; episodes of 5 steps."""
 
-    def __init__(self, space: gym.Space[Any] | None = None) -> None:
+    def __init__(self, space: gym.Space[Any] | None = None, actions: gym.Space[Any] | None = None) -> None:
         self.observation_space = space or Box(-np.inf, np.inf, (3,), np.float64)
-        self.action_space = Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = actions or Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -82,7 +97,36 @@ def test_environments_that_do_not_fit(intent: PretrainedIntent, dynamics: Pretra
         EncodeObservation(Drift(), dynamics)
 
 
-@pytest.mark.parametrize("kind", ["intent", "dynamics"])
+def test_a_policy_in_an_environment(policy: PretrainedPolicy) -> None:
+    env = Drift(actions=Box(np.array([-1, 0]), np.array([1, 5]), dtype=np.float32))
+    check_policy(policy, env)
+    observation, _ = env.reset(seed=0)
+    done = False
+    while not done:
+        action = policy(observation)
+        assert action in env.action_space
+        observation, _, terminated, truncated, _ = env.step(action)
+        done = terminated or truncated
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        (Box(-1, 1, (7,)), None, "observation: found 7 numbers in those of the environment, expected 3"),
+        (Box(-1, 1, (3, 3)), None, "expected a Box of one axis"),
+        (None, Box(-1, 9, (3,)), "action: found 3 numbers in those of the environment, expected 2"),
+        (None, Box(-1, 1, (2,)), r"expected one that holds the policy's actions, \[-1.0, 0.0\] to \[1.0, 5.0\]"),
+        (None, Discrete(3), "found the action space Discrete"),
+    ],
+)
+def test_environments_in_which_a_policy_cannot_act(
+    observations: Any, actions: Any, message: str, policy: PretrainedPolicy
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        check_policy(policy, Drift(observations, actions))
+
+
+@pytest.mark.parametrize("kind", ["intent", "dynamics", "policy"])
 def test_onnx_equals_the_module(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="needs dynarep[onnx]")
     pytest.importorskip("onnxscript", reason="needs dynarep[onnx]")
@@ -90,6 +134,7 @@ def test_onnx_equals_the_module(kind: str, request: pytest.FixtureRequest, tmp_p
     from dynarep.pipeline.integrations.onnx import export_onnx
 
     encoder = request.getfixturevalue(kind)
+    output = "action" if kind == "policy" else "latent"
     export_onnx(encoder, tmp_path / "encoder.onnx")
     assert {entry.name for entry in tmp_path.iterdir()} == {kind, "encoder.onnx"}
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
@@ -99,8 +144,8 @@ def test_onnx_equals_the_module(kind: str, request: pytest.FixtureRequest, tmp_p
         if kind == "dynamics":
             values["action"] = generator.normal(size=(batch, 2)).astype(np.float32)
         assert [value.name for value in session.get_inputs()] == list(values)
-        (latent,) = session.run(["latent"], values)
-        np.testing.assert_allclose(latent, encoder(*values.values()), rtol=1e-4, atol=1e-5)
+        (found,) = session.run([output], values)
+        np.testing.assert_allclose(found, encoder(*values.values()), rtol=0, atol=1e-5)
 
 
 def test_onnx_refuses_what_it_cannot_export(path: Path, tmp_path: Path) -> None:
@@ -108,6 +153,10 @@ def test_onnx_refuses_what_it_cannot_export(path: Path, tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match=r"found torch.float64 on cpu, expected torch.float32 on cpu"):
         export_onnx(load_encoder(path, dtype=torch.float64), tmp_path / "encoder.onnx")
+    bounds = {"action_low": (-1.0, 0.0), "action_high": (1.0, 5.0)}
+    noisy = PretrainedPolicy(Uniform(UniformArchitecture(replicas=1, observation_dim=3, **bounds)))
+    with pytest.raises(ArtifactError, match="uniform: draws at random or keeps a state"):
+        export_onnx(noisy, tmp_path / "encoder.onnx")
     assert not (tmp_path / "encoder.onnx").exists()
 
 
@@ -187,3 +236,30 @@ def test_transformers_that_do_not_fit(path: Path, dynamics: PretrainedDynamics) 
         EncoderTransformer(dynamics.source).fit(np.ones((2, 3)))
     with pytest.raises(ValueError, match="NaN"):
         EncoderTransformer(str(path)).fit(np.full((2, 3), np.nan))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the simulator
+def test_the_pages_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of docs/policies.md, one after the other, with an upload that goes nowhere."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="needs dynarep[onnx]")
+    bounds = {"action_low": (-1.0,) * 3, "action_high": (1.0,) * 3}
+    torch.manual_seed(0)
+    model = Policy(PolicyArchitecture(replicas=2, observation_dim=11, hidden=(16,), **bounds))
+    save_model(tmp_path / "artifacts" / "learn" / "bc", model)
+    monkeypatch.chdir(tmp_path)
+    uploads = []
+    monkeypatch.setattr(
+        PretrainedPolicy, "push_to_hub", lambda policy, name, **options: uploads.append((name, options))
+    )
+    sent: list[Any] = []
+    names: dict[str, Any] = {"read_sensors": lambda: np.zeros(11), "send_action": sent.append, "steps": 3}
+    text = (Path(__file__).parents[1] / "docs" / "policies.md").read_text()
+    for number, snippet in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)):
+        exec(compile(snippet, f"policies.md, snippet {number}", "exec"), names)
+    assert len(sent) == 3
+    assert all(np.array_equal(action, names["policy"](np.zeros(11))) for action in sent)
+    np.testing.assert_allclose(names["action"][0], names["policy"](names["observation"]), rtol=0, atol=1e-5)
+    assert load_policy(tmp_path / "policies" / "hopper").metadata["license"] == "apache-2.0"
+    assert (tmp_path / "model.pt2").is_file()
+    assert uploads == [("owner/hopper-bc", {"license": "apache-2.0", "private": True})]

@@ -6,11 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from models import make
 
-from dynarep.pipeline.artifacts.storage import ArtifactError, save_model
 from dynarep.pipeline.artifacts.locations import artifact_folder
-from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.pretrained import (
+    PretrainedDynamics,
+    PretrainedIntent,
+    PretrainedPolicy,
+    load_encoder,
+    load_policy,
+)
+from dynarep.pipeline.artifacts.storage import ArtifactError, save_model
 
 S = np.ones((2, 3), np.float32)
 
@@ -18,7 +25,7 @@ S = np.ones((2, 3), np.float32)
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
     save_model(tmp_path / "made", make("intent"))
-    (tmp_path / "made" / "metadata.json").write_text('{"path": "artifacts/pretrain_intent"}')
+    (tmp_path / "made" / "metadata.json").write_text('{"path": "artifacts/pretrain/intent"}')
     return tmp_path / "made"
 
 
@@ -30,13 +37,15 @@ def artifact(tmp_path: Path) -> Path:
         ("dvc://project#", "dvc://project#: expected dvc://<repository>#<path>"),
         ("hf://name", "hf://name: expected hf://<owner>/<name>"),
         ("hf://owner/name/more", "hf://owner/name/more: expected hf://<owner>/<name>"),
-        ("nowhere", "nowhere/config.json: no such file"),
+        ("hf:/owner/name", "hf:/owner/name: expected a path, dvc://"),
+        ("nowhere", "nowhere: no such folder in "),
     ],
 )
 def test_what_is_no_source(source: str, message: str) -> None:
-    with pytest.raises(ArtifactError) as error:
-        load_encoder(source)
-    assert str(error.value).startswith(message)
+    for load in (load_encoder, load_policy):
+        with pytest.raises(ArtifactError) as error:
+            load(source)
+        assert str(error.value).startswith(message)
 
 
 class Hub:
@@ -46,8 +55,6 @@ class Hub:
         huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs dynarep[hub]")
         self.root, self.calls = root, list[dict[str, Any]]()
         monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
-        mixin = sys.modules[huggingface_hub.ModelHubMixin.__module__]
-        monkeypatch.setattr(mixin, "hf_hub_download", self.hf_hub_download)
         monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", self.create_repo)
         monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", self.upload_folder)
 
@@ -63,9 +70,6 @@ class Hub:
             shutil.copy(self.root / name / pattern, target)
         return str(target)
 
-    def hf_hub_download(self, repo_id: str, filename: str, **_: Any) -> str:
-        return str(self.root / repo_id / filename)
-
     def create_repo(self, repo_id: str, **_: Any) -> Any:
         from huggingface_hub import RepoUrl
 
@@ -75,6 +79,12 @@ class Hub:
         self.calls.append({"uploaded": repo_id, **options})
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
         return "https://huggingface.co/commit"
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """What stands between the first two lines of dashes."""
+    found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    return found
 
 
 @pytest.fixture
@@ -88,11 +98,13 @@ def test_the_hub(hub: Hub, artifact: Path) -> None:
     assert hub.calls[-1]["uploaded"] == "me/psi"
     assert hub.calls[-1]["commit_message"] == "First"
     files = {path.name for path in (hub.root / "me" / "psi").iterdir()}
-    assert files == {"model.safetensors", "config.json", "metadata.json", "model.pt2", "README.md"}
+    assert files == {"model.safetensors", "config.json", "metadata.json", "README.md"}
     card = (hub.root / "me" / "psi" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: dynarep\n")
+    front = front_matter(card)
+    assert (front["library_name"], front["license"]) == ("dynarep", "unknown")
+    assert front["pipeline_tag"] == "feature-extraction"
     assert 'dynarep.load_encoder("hf://me/psi")' in card
-    assert "- **path**: artifacts/pretrain_intent\n" in card
+    assert "- **path**: artifacts/pretrain/intent\n" in card
 
     loaded = load_encoder("hf://me/psi")
     assert hub.calls[-1] == {"name": "me/psi", "revision": None}
@@ -120,15 +132,102 @@ def test_from_pretrained(hub: Hub, artifact: Path, tmp_path: Path) -> None:
         PretrainedDynamics.from_pretrained("me/psi")
 
 
+@pytest.mark.parametrize("prefix", ["", "hf://"])
+def test_a_policy_on_the_hub(prefix: str, hub: Hub, tmp_path: Path) -> None:
+    save_model(tmp_path / "made", make("policy"))
+    (tmp_path / "made" / "metadata.json").write_text('{"datasets": {"hopper": "abc"}, "params": {"seed": 0}}')
+    policy = load_policy(tmp_path / "made")
+    policy.metadata["scores"] = {"env": "Hopper-v4", "return_mean": 312.5, "episodes": 20}
+    policy.push_to_hub("me/hopper-bc", license="apache-2.0", branch="v1", create_pr=True)
+    assert {key: hub.calls[-1][key] for key in ("revision", "create_pr")} == {"revision": "v1", "create_pr": True}
+    card = (hub.root / "me" / "hopper-bc" / "README.md").read_text()
+    front = front_matter(card)
+    assert (front["license"], front["pipeline_tag"]) == ("apache-2.0", "reinforcement-learning")
+    (result,) = front["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "Hopper-v4"
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"return_mean": 312.5, "episodes": 20}
+    for text in ('policy = dynarep.load_policy("hf://me/hopper-bc")', "Trained on hopper.", "| return_mean | 312.5 |"):
+        assert text in card
+    loaded = PretrainedPolicy.from_pretrained(f"{prefix}me/hopper-bc")
+    np.testing.assert_array_equal(loaded(S), policy(S))
+    assert loaded.source == "hf://me/hopper-bc"
+    with pytest.raises(ArtifactError, match="found a policy of kind deterministic, expected an encoder"):
+        PretrainedIntent.from_pretrained(f"{prefix}me/hopper-bc")
+
+
+def test_the_hubs_errors_are_ours(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs dynarep[hub]")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(huggingface_hub.HfApi, name, refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    encoder = load_encoder(artifact)
+    with pytest.raises(ArtifactError, match="hf://me/psi: cannot be uploaded: ConnectionError: no network"):
+        encoder.push_to_hub("me/psi")
+    with pytest.raises(ArtifactError, match="hf://psi: expected hf://<owner>/<name>"):
+        encoder.push_to_hub("psi")
+    for source in ("me/psi", "hf://me/psi"):
+        with pytest.raises(ArtifactError, match="hf://me/psi: cannot be fetched: ConnectionError: no network"):
+            PretrainedIntent.from_pretrained(source)
+    with pytest.raises(ArtifactError, match="hf://me/psi@v1: found another revision, v2"):
+        PretrainedIntent.from_pretrained("hf://me/psi@v1", revision="v2")
+
+
+@pytest.mark.parametrize("how", ["load_encoder", "from_pretrained"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """diffusers #5110, BERTopic #2297: in another working directory a path is taken for the id of a repository."""
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs dynarep[hub]")
+    asked = []
+
+    def ask(name: str, **_: Any) -> None:
+        asked.append(name)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", ask)
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("encoders/hopper"), make("intent"))
+    load = load_encoder if how == "load_encoder" else PretrainedIntent.from_pretrained
+    for name in ("encoders/hopper", "./encoders/hopper", "encoders/hopper/", str(tmp_path / "encoders" / "hopper")):
+        assert isinstance(load(name), PretrainedIntent)
+    for name in (
+        "encoders/hoppr",
+        "./encoders/hoppr",
+        "../hopper",
+        "artifacts/pretrain/intent/",
+        "hopper",
+        "/nowhere/x",
+    ):
+        with pytest.raises(ArtifactError) as error:
+            load(name)
+        assert str(error.value).startswith(f"{name}: no such folder in {tmp_path}")
+    assert not asked
+    for name, message in (
+        ("hf://owner/name", "hf://owner/name: cannot be fetched: "),
+        ("hf://name", "hf://name: expected hf://<owner>/<name>"),
+        ("hf:/owner/name", "hf:/owner/name: expected a path, dvc://"),
+        ("dvc://#nothing", "dvc://#nothing: cannot be fetched: "),
+    ):
+        with pytest.raises(ArtifactError) as error:
+            load(name)
+        assert str(error.value).startswith(message)
+    assert asked == ["owner/name"]
+    Path("encoders/empty").mkdir()
+    with pytest.raises(ArtifactError, match=r"encoders/empty/config.json: no such file"):
+        load("encoders/empty")
+
+
 def test_without_the_hub_package(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "dynarep.pipeline.integrations.hub", raising=False)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ArtifactError, match=r"hf://me/psi: needs huggingface_hub: pip install 'dynarep\[hub\]'"):
-        load_encoder("hf://me/psi")
-    with pytest.raises(ImportError, match=r"pip install 'dynarep\[hub\]'"):
-        load_encoder(artifact).push_to_hub("me/psi")
+    for call in (lambda: load_encoder("hf://me/psi"), lambda: load_encoder(artifact).push_to_hub("me/psi")):
+        with pytest.raises(ArtifactError, match=r"hf://me/psi: needs huggingface_hub: pip install 'dynarep\[hub\]'"):
+            call()
 
 
 def run(folder: Path, *command: str) -> None:
@@ -159,14 +258,14 @@ def test_artifacts_of_another_repository(tmp_path: Path, monkeypatch: pytest.Mon
     owner, user = repository(tmp_path / "owner"), repository(tmp_path / "user")
     storage = tmp_path / "storage"
     run(owner, *dvc, "remote", "add", "-q", "-d", "storage", str(storage))
-    path = owner / "artifacts" / "pretrain_intent"
+    path = owner / "artifacts" / "pretrain" / "intent"
     expected = {}
     for tag, kind in (("v1", "intent"), ("v2", "dynamics")):
         shutil.rmtree(path, ignore_errors=True)
         save_model(path, make(kind))
         if kind == "intent":
             (path / "metadata.json").write_text('{"tag": "v1"}')
-        run(owner, *dvc, "add", "-q", "artifacts/pretrain_intent")
+        run(owner, *dvc, "add", "-q", "artifacts/pretrain/intent")
         run(owner, *dvc, "push", "-q")
         commit(owner, tag)
         expected[tag] = load_encoder(path)
@@ -174,31 +273,31 @@ def test_artifacts_of_another_repository(tmp_path: Path, monkeypatch: pytest.Mon
     latents = expected["v1"](S)
 
     for source in (
-        f"dvc://{owner}#artifacts/pretrain_intent@v1",
-        f"dvc://file://{owner}#artifacts/pretrain_intent/@v1",
+        f"dvc://{owner}#artifacts/pretrain/intent@v1",
+        f"dvc://file://{owner}#artifacts/pretrain/intent/@v1",
     ):
         first = load_encoder(source)
         assert isinstance(first, PretrainedIntent)
         np.testing.assert_array_equal(first(S), latents)
         assert first.metadata == {"tag": "v1", "replica": 0}
         assert first.source == source
-    assert isinstance(load_encoder(f"dvc://{owner}#artifacts/pretrain_intent"), PretrainedDynamics)  # the latest
+    assert isinstance(load_encoder(f"dvc://{owner}#artifacts/pretrain/intent"), PretrainedDynamics)  # the latest
     monkeypatch.chdir(owner)
-    assert isinstance(load_encoder("dvc://#artifacts/pretrain_intent@v1"), PretrainedIntent)
+    assert isinstance(load_encoder("dvc://#artifacts/pretrain/intent@v1"), PretrainedIntent)
     monkeypatch.chdir(user)
-    with artifact_folder("dvc://owner#artifacts/pretrain_intent@v1", tmp_path) as folder:  # relative to a given folder
+    with artifact_folder("dvc://owner#artifacts/pretrain/intent@v1", tmp_path) as folder:  # relative to a given folder
         assert isinstance(load_encoder(folder), PretrainedIntent)
     for source in (
         f"dvc://{owner}#artifacts/nothing@v1",
-        f"dvc://{owner}#artifacts/pretrain_intent@v9",
-        f"dvc://{tmp_path / 'nowhere'}#artifacts/pretrain_intent",
+        f"dvc://{owner}#artifacts/pretrain/intent@v9",
+        f"dvc://{tmp_path / 'nowhere'}#artifacts/pretrain/intent",
     ):
         with pytest.raises(ArtifactError) as error:
             load_encoder(source)
         assert str(error.value).startswith(f"{source}: cannot be fetched: ")
 
-    run(user, *dvc, "get", str(owner), "artifacts/pretrain_intent", "--rev", "v1", "-o", "got")
-    run(user, *dvc, "import", "-q", str(owner), "artifacts/pretrain_intent", "--rev", "v1", "-o", "imported")
+    run(user, *dvc, "get", str(owner), "artifacts/pretrain/intent", "--rev", "v1", "-o", "got")
+    run(user, *dvc, "import", "-q", str(owner), "artifacts/pretrain/intent", "--rev", "v1", "-o", "imported")
     for folder in ("got", "imported"):
         found = load_encoder(folder)
         assert isinstance(found, PretrainedIntent)
@@ -211,4 +310,4 @@ def test_artifacts_of_another_repository(tmp_path: Path, monkeypatch: pytest.Mon
     for folder in (owner / ".dvc" / "cache", storage):
         shutil.rmtree(folder)
     with pytest.raises(ArtifactError, match=r"cannot be fetched: .* on its default remote"):
-        load_encoder(f"dvc://{owner}#artifacts/pretrain_intent@v1")
+        load_encoder(f"dvc://{owner}#artifacts/pretrain/intent@v1")

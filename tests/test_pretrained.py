@@ -13,9 +13,20 @@ from safetensors.numpy import load_file, save_file
 from dynarep.data.columns import read_latents
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, write_dataset
-from dynarep.pipeline.artifacts.storage import ArtifactError, load_artifact, save_model
-from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder
-from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.pretrained import (
+    PretrainedDynamics,
+    PretrainedIntent,
+    PretrainedPolicy,
+    load_encoder,
+    load_policy,
+)
+from dynarep.pipeline.artifacts.storage import ArtifactError, load_artifact, load_policy_model, save_model
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsEncoder
+from dynarep.pipeline.methods.encoders.icvf import IntentEncoder
+from dynarep.pipeline.methods.encoders.identity import States, StatesArchitecture
+from dynarep.pipeline.methods.encoders.standardise import StandardisedArchitecture, StandardisedStates
+from dynarep.pipeline.methods.policies.uniform import Uniform, UniformArchitecture
+from dynarep.pipeline.nn.networks import Normaliser
 
 METADATA = {"path": "artifacts/here", "datasets": {"hopper": "abc"}, "metrics": {"loss": 0.5}}
 
@@ -198,7 +209,7 @@ def test_refusals_name_artifact_found_and_expected(
     with pytest.raises(ArtifactError) as error:
         intent(np.zeros((4, 11)))
     assert str(error.value).startswith(
-        f"{artifacts / 'intent'} (IntentEncoder): observation: found shape (4, 11), expected 3 numbers; "
+        f"{artifacts / 'intent'} (icvf): observation: found shape (4, 11), expected 3 numbers; "
         "it was trained on hopper. "
     )
     cases: list[tuple[Callable[[], Any], str]] = [
@@ -223,7 +234,7 @@ def test_the_absorbing_bit_may_be_given(dynamics: PretrainedDynamics) -> None:
 
 
 def test_a_policy_is_no_encoder(artifacts: Path) -> None:
-    with pytest.raises(ArtifactError, match="policy: type is Policy, expected an encoder"):
+    with pytest.raises(ArtifactError, match=r"config.json: found a policy of kind deterministic, expected an encoder"):
         load_encoder(artifacts / "policy")
 
 
@@ -243,7 +254,8 @@ def test_saving(intent: PretrainedIntent, artifacts: Path, tmp_path: Path) -> No
     again = load_encoder(tmp_path / "second")
     s = rows(5, 3)
     assert torch.equal(again(s), second(s))
-    assert again.metadata == {**METADATA, "replica": 1}
+    assert {**again.metadata, "code": None} == {**METADATA, "replica": 1, "code": None}
+    second.export_program(tmp_path / "second" / "model.pt2")
     program = torch.export.load(tmp_path / "second" / "model.pt2").module()
     torch.testing.assert_close(program(s), second(s))
 
@@ -370,3 +382,172 @@ def test_names_in_the_column(intent: PretrainedIntent, dataset: Path, tmp_path: 
             "dataset": "small",
             "encoder": intent.source,
         }
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> dict[str, PretrainedIntent]:
+    """Encoders of states that have no network."""
+    standardised = StandardisedStates(StandardisedArchitecture(replicas=1, observation_dim=3))
+    standardised.normaliser = Normaliser(torch.tensor([1.0, 2.0, 3.0]), torch.full((3,), 2.0 - 1e-3))
+    found = {}
+    for name, model in (("raw", States(StatesArchitecture(replicas=1, observation_dim=3))), ("scaled", standardised)):
+        save_model(tmp_path / name, model)
+        encoder = load_encoder(tmp_path / name)
+        assert isinstance(encoder, PretrainedIntent)
+        found[name] = encoder
+    return found
+
+
+def test_encoders_are_known_by_what_they_offer(states: dict[str, PretrainedIntent]) -> None:
+    a, b = np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 3.0])
+    np.testing.assert_allclose(states["raw"](b), b)
+    np.testing.assert_allclose(states["scaled"](b), [1.0, 0.0, 0.0])
+    assert states["raw"].distance(a, b) == pytest.approx(4.0)  # no calibration
+    assert states["scaled"].distance(a, b) == pytest.approx(1.0)
+    for encoder in states.values():
+        assert (encoder.space, encoder.latent_dim, encoder.in_steps) == ("states", 3, False)
+        assert encoder.freeze()(b).shape == (3,)
+        with pytest.raises(ArtifactError, match="unfreeze: found no network, there is nothing to train"):
+            encoder.unfreeze()
+
+
+class Steps(IntentEncoder):
+    """Has a distance of its own."""
+
+    kind = ""
+    in_steps = ("psi",)
+
+    def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs().sum(-1)
+
+
+def test_a_distance_in_steps_is_the_encoders_own(whole: IntentEncoder) -> None:
+    plain, own = PretrainedIntent(whole), PretrainedIntent(Steps(whole.architecture))
+    assert (plain.in_steps, own.in_steps) == (False, True)
+    assert own.distance(np.zeros(3), np.ones(3)) == pytest.approx(3.0)
+    torch.testing.assert_close(plain.distance(rows(5, 3), -rows(5, 3)), whole.distance(rows(5, 3), -rows(5, 3)))
+
+
+def test_an_encoder_in_the_wrong_class(whole: IntentEncoder, artifacts: Path) -> None:
+    dynamics = load_artifact(artifacts / "dynamics")
+    assert isinstance(dynamics, DynamicsEncoder)
+    with pytest.raises(ArtifactError, match="found an encoder of states alone, expected one that reads actions"):
+        PretrainedDynamics(whole)
+    with pytest.raises(ArtifactError, match="found an encoder that reads actions, expected one of states"):
+        PretrainedIntent(dynamics)
+
+
+@pytest.fixture
+def policy(artifacts: Path) -> PretrainedPolicy:
+    return load_policy(artifacts / "policy")
+
+
+def test_what_a_policy_tells(policy: PretrainedPolicy, artifacts: Path) -> None:
+    assert (policy.spec.observation_dim, policy.spec.action_dim) == (3, 2)
+    assert (policy.spec.action_low, policy.spec.action_high) == ((-1.0, 0.0), (1.0, 5.0))
+    assert policy.metadata == {**METADATA, "replica": 0}
+    assert policy.source == str(artifacts / "policy")
+    assert not policy.training
+    assert not any(parameter.requires_grad for parameter in policy.parameters())
+    assert "action_high=(1.0, 5.0)" in repr(policy)
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (7, 3), (2, 4, 3), (0, 3)])
+def test_actions(shape: tuple[int, ...], replica: int, artifacts: Path) -> None:
+    policy = load_policy(artifacts / "policy", replica=replica)
+    s = rows(*shape)
+    expected = torch.zeros(0, 2)
+    if s.numel():
+        expected = load_policy_model(artifacts / "policy").act(s.reshape(1, -1, 3))[replica].reshape(*shape[:-1], 2)
+    found = policy(s)
+    torch.testing.assert_close(found, expected)
+    for array in (s.numpy(), s.double().numpy(), s.tolist() if s.numel() else s.numpy()):
+        action = policy(array)
+        assert isinstance(action, np.ndarray)
+        assert action.dtype == np.float32
+        np.testing.assert_allclose(action, expected, rtol=1e-5, atol=1e-6)
+    for tensor in (s.double(), s.half(), s.bfloat16()):
+        action = policy(tensor)
+        assert action.dtype == torch.float32
+        torch.testing.assert_close(action, expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_actions_keep_to_the_bounds(dtype: torch.dtype, artifacts: Path) -> None:
+    policy = load_policy(artifacts / "policy", dtype=dtype)
+    action = policy(1e3 * rows(500, 3).to(dtype))
+    assert action.dtype == dtype
+    low, high = (torch.tensor(bound, dtype=dtype) for bound in (policy.spec.action_low, policy.spec.action_high))
+    assert ((action >= low) & (action <= high)).all()
+    assert (action == high).any()  # they are reached
+
+
+def test_what_a_policy_refuses(policy: PretrainedPolicy, artifacts: Path) -> None:
+    cases: list[tuple[Callable[[], Any], str]] = [
+        (
+            lambda: policy(np.zeros((4, 11))),
+            r"policy \(deterministic\): observation: found shape \(4, 11\), expected 3 ",
+        ),
+        (lambda: policy(torch.zeros(4)), r"observation: found shape \(4,\), expected 3"),
+        (lambda: policy(1.0), r"observation: found shape \(\), expected 3"),
+        (lambda: policy([1.0, float("nan"), 0.0]), "observation: found a number that is not finite"),
+        (lambda: policy([1.0, 1e39, 0.0]), "observation: found a number that is not finite"),
+        (lambda: policy(["a", "b", "c"]), "observation: found an array of <U1, expected numbers"),
+        (lambda: policy([[1.0], [1.0, 2.0]]), "observation: found rows of different lengths"),
+        (lambda: policy.check("the robot", 3, 7), "action: found 7 numbers in those of the robot, expected 2"),
+        (lambda: load_policy(artifacts / "policy", replica=2), "replica: found 2, expected 0 to 1"),
+        (lambda: load_policy(artifacts / "intent"), "found an encoder of kind icvf, expected a policy"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ArtifactError, match=message):
+            call()
+
+
+def test_a_policy_with_noise_starts_anew(tmp_path: Path) -> None:
+    bounds = {"action_low": (-1.0, 0.0), "action_high": (1.0, 5.0)}
+    save_model(tmp_path, Uniform(UniformArchitecture(replicas=1, observation_dim=3, **bounds)))
+    policy = load_policy(tmp_path)
+    policy.reset(1)
+    first = [policy(np.zeros(3)) for _ in range(3)]
+    policy.reset(1)
+    np.testing.assert_array_equal([policy(np.zeros(3)) for _ in range(3)], first)
+    policy.reset(2)
+    assert not np.array_equal(policy(np.zeros(3)), first[0])
+    assert first[0].dtype == np.float32
+
+
+def test_a_policy_is_tuned_and_saved(policy: PretrainedPolicy, tmp_path: Path) -> None:
+    policy.unfreeze(last=1)
+    names = {name for name, weight in policy.named_parameters() if weight.requires_grad}
+    assert names == {"model.network.layers.1.weight", "model.network.layers.1.bias"}
+    policy(rows(5, 3)).sum().backward()
+    with torch.no_grad():
+        policy.networks["network"].layers[-1].weight.mul_(0.5)
+    policy.save_pretrained(tmp_path / "tuned", license="mit")
+    again = load_policy(tmp_path / "tuned")
+    torch.testing.assert_close(again(rows(5, 3)), policy(rows(5, 3)).detach())
+    assert (again.metadata["license"], again.metadata["fine_tuned"]) == ("mit", True)
+    assert "license" not in policy.metadata
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match="file: found a file, expected a new or empty folder"):
+        policy.save_pretrained(tmp_path / "file")
+
+
+def test_a_program_of_a_policy(policy: PretrainedPolicy, artifacts: Path, tmp_path: Path) -> None:
+    policy.export_program(tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for batch in (1, 2, 7):
+        torch.testing.assert_close(program(rows(batch, 3)), policy(rows(batch, 3)))
+    with pytest.raises(ArtifactError, match=r"found torch.float64 on cpu, expected torch.float32 on cpu"):
+        load_policy(artifacts / "policy", dtype=torch.float64).export_program(tmp_path / "double.pt2")
+    with pytest.raises(OSError, match=r"No such file or directory: .*nowhere"):
+        policy.export_program(tmp_path / "nowhere" / "model.pt2")
+
+
+def test_metadata_of_any_shape_do_no_harm(artifacts: Path, tmp_path: Path) -> None:
+    save_model(tmp_path, make("intent"))
+    for datasets in ("x", None, [1], {"<b>": "x"}):
+        (tmp_path / "metadata.json").write_text(json.dumps({"datasets": datasets}))
+        with pytest.raises(ArtifactError, match=r"observation: found shape \(4, 5\), expected 3"):
+            load_encoder(tmp_path)(np.zeros((4, 5)))

@@ -94,28 +94,29 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An intent encoder that the pipeline's functions made."""
     from synthetic import Chain
 
-    from dynarep.data.prepare import write_episodes
-    from dynarep.data.shards import load_dataset
-    from dynarep.pipeline.artifacts.storage import save_artifact
-    from dynarep.pipeline.training.loop import Run, TrainingConfig
-    from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
-    from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
+    import dynarep
 
     folder = tmp_path_factory.mktemp("made")
     generator = np.random.default_rng(0)
     episodes = Chain(5).episodes("e", generator, lambda s, g: g.uniform(-1, 1, len(s)), count=20, steps=30)
-    write_episodes(folder / "chain", episodes)
-    settings = PretrainIntentConfig(
-        dataset="chain",
-        method=ICVFConfig(hidden=(16,), latent_dim=4),
-        training=TrainingConfig(updates=20, updates_per_chunk=10, batch_size=32),
-    )
+    dynarep.write_episodes(folder / "chain", episodes)
+    training = {"updates": 20, "updates_per_chunk": 10, "batch_size": 32}
+    values = {"kind": "icvf", "dataset": "chain", "hidden": [16], "latent_dim": 4, "training": training}
+    entry = dynarep.parse_entry("pretrain", "intent", values)
     (folder / "artifact").mkdir()
-    run = Run("pretrain_intent", 0, 2, folder / "artifact", folder / "checkpoints")
-    dataset = load_dataset(folder / "chain")
-    encoder, metrics, _ = pretrain_intent(settings, dataset, run)
-    save_artifact(folder / "artifact", encoder, {"metrics": metrics, "datasets": {"chain": dataset.fingerprint}})
-    (folder / "expected.json").write_text(json.dumps(encoder.eval()(encoder.normaliser.mean[None]).tolist()))
+    run = dynarep.Run("pretrain/intent", 0, 2, folder / "artifact", folder / "checkpoints")
+    dataset = dynarep.load_dataset(folder / "chain")
+    made = dynarep.pretrain(entry, dataset, run)
+    about = {"metrics": made.measured.metrics, "datasets": {"chain": dataset.fingerprint}}
+    dynarep.save_artifact(folder / "artifact", made.encoder, about)
+    states = made.encoder.normaliser.mean[None]
+    (folder / "expected.json").write_text(json.dumps(made.encoder.eval()(states).tolist()))
+    values = {"kind": "random", "dataset": "chain", "demonstrations": "chain"}
+    (folder / "policy").mkdir()
+    run = dynarep.Run("learn/random", 0, 2, folder / "policy", folder / "checkpoints")
+    entry = dynarep.parse_entry("learn", "random", values)
+    policy, facts = dynarep.learn(entry, dataset, dataset, None, None, run)
+    dynarep.save_artifact(folder / "policy", policy, facts)
     return folder / "artifact"
 
 
@@ -129,6 +130,8 @@ steps = encoder.distance([1, 0, 0, 0, 0], [0, 0, 0, 0, 1])
 
 import json, numpy
 from pathlib import Path
+policy = dynarep.load_policy(Path(sys.argv[1]).parent / "policy")
+assert policy([1.0, 0, 0, 0, 0]).shape == (policy.spec.action_dim,)
 expected = json.loads((Path(sys.argv[1]).parent / "expected.json").read_text())
 numpy.testing.assert_allclose(latent, expected, rtol=1e-4, atol=1e-6)
 assert steps.shape == () and steps > 0

@@ -18,8 +18,14 @@ FILES = ("config.json", "model.safetensors", "metadata.json")
 DVC, HUB = "dvc://", "hf://"
 
 
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""``<owner>/<name>``."""
+
+
 @contextmanager
-def artifact_folder(source: str | os.PathLike[str], root: str | os.PathLike[str] = "") -> Iterator[Path]:
+def artifact_folder(
+    source: str | os.PathLike[str], root: str | os.PathLike[str] = "", **options: Any
+) -> Iterator[Path]:
     """The artifact at ``source`` as a local folder, which is there as long as the block runs.
 
     Args:
@@ -31,6 +37,7 @@ def artifact_folder(source: str | os.PathLike[str], root: str | os.PathLike[str]
               revision the working tree is read.
             - ``hf://<owner>/<name>[@<revision>]``: a model repository on the Hugging Face Hub; needs ``dynarep[hub]``.
         root: relative paths start here, those of repositories too; by default the current folder.
+        options: for the Hub, see ``hub_snapshot``.
 
     Raises:
         ArtifactError: if the source cannot be read as one of these, or is not there.
@@ -42,11 +49,46 @@ def artifact_folder(source: str | os.PathLike[str], root: str | os.PathLike[str]
             yield Path(folder)
     elif text.startswith(HUB):
         name, _, revision = text.removeprefix(HUB).partition("@")
-        yield hub_snapshot(name, revision or None)
-    elif re.match(r"\w+://", text):
-        raise ArtifactError(f"{text}: expected a path, {DVC}<repository>#<path>[@<revision>] or {HUB}<owner>/<name>")
+        yield hub_snapshot(name, revision or None, **options)
+    elif re.match(r"\w{2,}:/", text):
+        raise ArtifactError(
+            f"{text}: expected a path, {DVC}<repository>#<path>[@<revision>] or {HUB}<owner>/<name>[@<revision>]"
+        )
     else:
-        yield Path(root, text)
+        path = Path(root, text)
+        if not os.path.lexists(path):
+            hint = f"; a model of the Hub is {HUB}{text}" if HUB_NAME.fullmatch(text) else ""
+            raise ArtifactError(f"{text}: no such folder in {Path(root).absolute()}, expected an artifact{hint}")
+        yield path
+
+
+def pretrained_source(name: str, revision: str | None = None) -> str:
+    """What ``from_pretrained`` means by a name: an existing folder, else a repository of the Hub.
+
+    Args:
+        name: a path, ``<owner>/<name>``, or anything with a prefix.
+        revision: of the Hub's repository.
+
+    Returns:
+        A source for ``artifact_folder``.
+
+    Raises:
+        ArtifactError: if the name is that of a folder that is not there, or has a revision twice.
+    """
+    if name.startswith(HUB) or (not Path(name).exists() and HUB_NAME.fullmatch(name) and not _local(name)):
+        source = name if name.startswith(HUB) else f"{HUB}{name}"
+        if revision is None:
+            return source
+        if "@" in source:
+            raise ArtifactError(f"{source}: found another revision, {revision}; expected one of them")
+        return f"{source}@{revision}"
+    return name
+
+
+def _local(name: str) -> bool:
+    """Whether a name of two parts starts like a path here, so that a mistyped folder is not looked for on the Hub."""
+    owner = name.partition("/")[0]
+    return owner in (".", "..") or Path(owner).is_dir()
 
 
 def _from_dvc(source: str, folder: Path, root: Path) -> None:
@@ -80,20 +122,19 @@ def hub_snapshot(name: str, revision: str | None = None, **options: Any) -> Path
     Args:
         name: ``<owner>/<name>``.
         revision: branch, tag or commit; by default the main branch.
-        options: of ``huggingface_hub.snapshot_download``.
+        options: ``token``, ``cache_dir``, ``force_download``, ``local_files_only`` of ``huggingface_hub.snapshot_download``.
 
     Raises:
-        ArtifactError: if the name is not one, ``huggingface_hub`` is not installed, or the repository is not there.
+        ArtifactError: if the name is not one, ``huggingface_hub`` is not installed, or the repository cannot be had.
     """
     where = f"{HUB}{name}" + (f"@{revision}" if revision else "")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not HUB_NAME.fullmatch(name):
         raise ArtifactError(f"{where}: expected {HUB}<owner>/<name>[@<revision>]")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise ArtifactError(f"{where}: needs huggingface_hub: pip install 'dynarep[hub]'") from None
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), **options))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except Exception as error:  # the Hub's own errors and those of whatever it talks through
         raise ArtifactError(f"{where}: cannot be fetched: {type(error).__name__}: {error}") from error

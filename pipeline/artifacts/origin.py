@@ -9,7 +9,13 @@ from typing import Any
 
 from dynarep.data.shards import DatasetInfo
 from dynarep.pipeline.artifacts.locations import artifact_folder
-from dynarep.pipeline.artifacts.storage import ArtifactError, load_encoder_model, read_metadata, weights_digest
+from dynarep.pipeline.artifacts.storage import (
+    ArtifactError,
+    datasets_in,
+    load_encoder_model,
+    read_metadata,
+    weights_digest,
+)
 from dynarep.pipeline.nn.models import Model
 
 
@@ -41,7 +47,7 @@ class Origin:
             expected = getattr(self.model.architecture, field, None)
             found = getattr(dataset.spec, field)
             if expected is not None and found != expected:
-                trained = ", ".join(self.metadata.get("datasets", {}))
+                trained = ", ".join(datasets_in(self.metadata))
                 raise ArtifactError(
                     f"{self.key}: {self.source} has {field} {expected}, {dataset.name} has {found}"
                     + (f"; the encoder was trained on {trained}" if trained else "")
@@ -73,7 +79,7 @@ class Origin:
         Returns:
             The same with ``datasets`` those on which the weights were trained, and ``origin``.
         """
-        before = self.metadata.get("datasets", {})
+        before = {name: self.metadata["datasets"][name] for name in datasets_in(self.metadata)}
         datasets = {**before, **own["datasets"]} if trained else before
         origin = {"source": self.source, "sha256": self.sha256, "metadata": self.metadata}
         return {**own, "datasets": datasets, **({} if trained else {"measured_on": own["datasets"]}), "origin": origin}

@@ -1,24 +1,30 @@
 """Artifacts: folders of safetensors and JSON that hold a model, its architecture, its normaliser and its provenance.
 
-Nothing in a folder is a pickle, and what is in it follows from what it was made from: equal inputs give equal bytes.
+Nothing that is written here is a pickle, and what is in a folder follows from what it was made from: equal inputs give equal
+bytes. Nothing that is read here runs code of the folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import json
 import os
+import re
+import reprlib
+import stat
 import subprocess
 import sys
-from hashlib import file_digest, sha256
+from collections.abc import Iterator
+from hashlib import sha256
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from dynarep.configs.params import ParamsError, validate
@@ -33,7 +39,11 @@ ARTIFACT_FILES = ("model.safetensors", "config.json", "metadata.json", "README.m
 EXPORTS = ("model.pt2", "model.onnx")
 """What may lie beside them, made by an export."""
 
-TYPES = {"IntentEncoder": ("encoders", "icvf"), "DynamicsEncoder": ("encoders", "contrastive"), "Policy": ("policies", "deterministic")}
+TYPES = {
+    "IntentEncoder": ("encoders", "icvf"),
+    "DynamicsEncoder": ("encoders", "contrastive"),
+    "Policy": ("policies", "deterministic"),
+}
 """Kinds of the types that schema version 1 names."""
 
 NO_PATH = "path/to/this/folder"
@@ -41,6 +51,12 @@ NO_PATH = "path/to/this/folder"
 
 LARGEST = 1 << 28
 """Weights that an architecture may ask for, at most."""
+
+LARGEST_NUMBER, MOST_REPLICAS, MOST_LAYERS = 1 << 24, 1 << 16, 256
+"""Bounds of the numbers of an architecture."""
+
+LARGEST_JSON, LARGEST_HEADER = 1 << 24, 1 << 20
+"""Bytes of a JSON file and of the names in front of the weights, at most."""
 
 
 class ArtifactError(ValueError):
@@ -67,29 +83,40 @@ def provenance(project: Path | None = None) -> dict[str, Any]:
 
 
 def save_artifact(folder: Path, model: Model, metadata: dict[str, Any]) -> None:
-    """Write ``model`` into ``folder``, which must exist: ``ARTIFACT_FILES``."""
+    """Write ``model`` into ``folder``, which must exist: ``ARTIFACT_FILES``.
+
+    Raises:
+        OSError: if a file cannot be written; it names the file.
+    """
     model = model.cpu().eval().requires_grad_(False)
     save_model(folder, model)
     metadata = {**metadata, "code": code_of(model)}
-    (folder / "metadata.json").write_text(json.dumps(metadata, indent=2, default=str) + "\n")
-    (folder / "README.md").write_text(_readme(model, metadata))
+    _write(folder / "metadata.json", f"{json.dumps(metadata, indent=2, default=str)}\n".encode())
+    _write(folder / "README.md", readme(model, metadata).encode("utf-8", "backslashreplace"))
 
 
 def save_model(folder: Path, model: Model) -> None:
-    """Write what ``load_artifact`` reads, model.safetensors and config.json, into ``folder``, which is made if missing."""
+    """Write what ``load_artifact`` reads, model.safetensors and config.json, into ``folder``, which is made if missing.
+
+    The weights carry kind and architecture in their header, so that a changed config.json is noticed.
+
+    Raises:
+        OSError: as ``save_artifact``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    weights = folder / "model.safetensors"
-    save_file(state, weights)
-    weights.chmod(0o644)
-    config = {
-        "schema_version": SCHEMA_VERSION,
-        "room": model.room,
-        "kind": model.kind,
-        "architecture": dataclasses.asdict(model.architecture),
-        "sha256": weights_digest(folder),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    about = {"room": model.room, "kind": model.kind, "architecture": dataclasses.asdict(model.architecture)}
+    content = save(state, {"model": json.dumps(about, sort_keys=True)})
+    _write(folder / "model.safetensors", content)
+    config = {"schema_version": SCHEMA_VERSION, **about, "sha256": sha256(content).hexdigest()}
+    _write(folder / "config.json", f"{json.dumps(config, indent=2)}\n".encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def code_of(model: Model) -> str:
@@ -98,53 +125,121 @@ def code_of(model: Model) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of an artifact's weights, in hexadecimal."""
-    with (folder / "model.safetensors").open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+    """SHA-256 of an artifact's weights, in hexadecimal.
+
+    Raises:
+        ArtifactError: if they are missing or cannot be read.
+    """
+    return sha256(_read(folder / "model.safetensors", 4 * LARGEST + LARGEST_HEADER)).hexdigest()
 
 
 def export_program(model: Model, path: str | os.PathLike[str]) -> None:
     """Write ``forward`` of the first replica with a dynamic batch as a ``torch.export`` program, which runs without dynarep.
 
-    ``torch.export.load`` may unpickle what a file brings along, so load such a file only if you trust whoever made it.
+    The file that is written here holds no pickle. But ``torch.export.load`` unpickles what a file brings along, so load one
+    only if you trust whoever made it.
 
     Args:
         model: on the CPU.
         path: of the file, usually ``model.pt2``.
+
+    Raises:
+        ArtifactError: if the model draws at random or keeps a state, which a program cannot do.
+        OSError: if the file cannot be written; it names the file.
     """
-    inputs = model.inputs()
+    one, target = exportable(model), Path(path)
+    inputs = one.inputs()
     batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(
-        model.replica_rows([0]), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True
+    program = torch.export.export(one, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs), strict=True)
+    program.example_inputs = None  # they would be pickled
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    _write(target, buffer.getvalue())
+
+
+def exportable(model: Model) -> Model:
+    """The first replica of a model whose output depends on nothing but its input.
+
+    Raises:
+        ArtifactError: if it does not.
+    """
+    one = model.replica_rows([0])
+    inputs = one.inputs()
+    with torch.no_grad():
+        if not torch.equal(one(*inputs), one(*inputs)):
+            raise ArtifactError(
+                f"{model.kind}: draws at random or keeps a state, expected a model that can be exported"
+            )
+    return one
+
+
+def readme(model: Model, metadata: dict[str, Any], source: str | None = None) -> str:
+    """The card of an artifact, as Markdown.
+
+    Args:
+        model: of any kind.
+        metadata: of the artifact.
+        source: how it is loaded; by default the path in the metadata.
+    """
+    rows = "\n".join(
+        f"| {markdown(key)} | {markdown(value)} |" for key, value in dataclasses.asdict(model.architecture).items()
     )
-    torch.export.save(program, path)
-
-
-def _readme(model: Model, metadata: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {key} | {value} |" for key, value in dataclasses.asdict(model.architecture).items())
     about = "\n".join(
-        f"- **{key}**: {value}" for key, value in metadata.items() if isinstance(value, str | int | float)
+        f"- **{markdown(key)}**: {markdown(value)}"
+        for key, value in metadata.items()
+        if isinstance(value, str | int | float)
     )
+    datasets, numbers = datasets_in(metadata), dict(_numbers(metadata.get("scores") or metadata.get("metrics")))
+    data = f"Trained on {', '.join(map(markdown, datasets))}.\n\n" if datasets else ""
+    table = "".join(f"| {markdown(key)} | {markdown(value)} |\n" for key, value in numbers.items())
+    measured = f"| measured | |\n|---|---|\n{table}\n" if table else ""
     what = "policy" if isinstance(model, ActingModel) else "encoder"
-    path = json.dumps(str(metadata.get("path", NO_PATH)))
+    path = source if source is not None else str(metadata.get("path", NO_PATH))
     return f"""# {what}: {model.kind}
 
 Made by dynarep.
 
 {about}
 
-| architecture | |
+{data}{measured}| architecture | |
 |---|---|
 {rows}
 
 ```python
 import dynarep
 
-{what} = dynarep.load_{what}({path})
+{what} = dynarep.load_{what}({python_text(path)})
 ```
 
-The weights are safetensors, the architecture is JSON: loading runs no code of this folder.
+The weights are safetensors and the architecture is JSON: `dynarep.load_{what}` runs no code of this folder. A `model.pt2` that
+somebody put beside them is another matter: `torch.export.load` unpickles what the file brings along, and that can run code.
+Load such a file only if you trust its author.
 """
+
+
+def _numbers(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What was measured, by dotted names."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _numbers(value, f"{name}.{key}".lstrip("."))
+    elif isinstance(values, int | float) or (isinstance(values, str) and name == "env"):
+        yield name, f"{values:.4g}" if isinstance(values, float) else values
+
+
+def markdown(value: Any) -> str:
+    """A value as one line of plain text in Markdown."""
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(str(value).split()))
+
+
+def python_text(text: str) -> str:
+    """A text as a literal of Python on one line."""
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def datasets_in(metadata: dict[str, Any]) -> list[str]:
+    """Names of the datasets that a model was trained on, as far as its metadata say."""
+    datasets = metadata.get("datasets")
+    return [str(name) for name in datasets] if isinstance(datasets, dict) else []
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -154,15 +249,58 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         ArtifactError: if it is not a JSON mapping.
     """
     path = folder / "metadata.json"
+    return _read_json(path) if os.path.lexists(path) else {}
+
+
+def _read(path: Path, limit: int, hint: str = "") -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        ArtifactError: if there is none, it cannot be read, is something else or larger than ``limit`` bytes.
+    """
     try:
-        metadata = json.loads(path.read_text())
+        status = path.stat()
+        found = (
+            "" if stat.S_ISREG(status.st_mode) else "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        )
+        if not found and status.st_size > limit:
+            found = f"{status.st_size:,} bytes"
+        content = b"" if found else path.read_bytes()
     except FileNotFoundError:
-        return {}
-    except ValueError as error:
+        raise ArtifactError(f"{path}: no such file{hint}") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}{hint}") from None
+    if found:
+        raise ArtifactError(f"{path}: found {found}, expected a file of at most {limit:,} bytes")
+    return content
+
+
+def _read_json(path: Path, hint: str = "") -> dict[str, Any]:
+    """A mapping in a JSON file.
+
+    Raises:
+        ArtifactError: as ``_read``, and if it is no JSON, no mapping, or has a key twice or a number that is not finite.
+    """
+    content = _read(path, LARGEST_JSON, hint)
+    try:
+        values = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(metadata, dict):
-        raise ArtifactError(f"{path}: found {type(metadata).__name__}, expected a mapping")
-    return metadata
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path}: found {type(values).__name__}, expected a mapping")
+    return values
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return values
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"found {text}, expected a finite number")
 
 
 def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> Model:
@@ -173,38 +311,49 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
         observation_dim: what the caller will feed; refused here, by name, if the model was made for another size.
 
     Raises:
-        ArtifactError: if a file is missing or damaged, the schema is newer, a key is unknown or missing, a weight or the
-            normaliser is missing, not finite or of another type, or ``observation_dim`` differs.
+        ArtifactError: if a file is missing or damaged, the schema is newer, a key is unknown or missing, a number of the
+            architecture is out of bounds, the weights are not those that config.json describes, a weight or the normaliser is
+            missing, not finite or of another type, or ``observation_dim`` differs.
     """
     config_path, weights_path = Path(folder) / "config.json", Path(folder) / "model.safetensors"
-    room, kind, architecture, digest = _read_config(config_path)
+    room, kind, given, digest = _read_config(config_path)
+    where = f"{config_path}: architecture"
     try:
         model_class = find_model(room, kind, f"{config_path}: kind")
-        chosen = validate(model_class.Architecture, architecture, f"{config_path}: architecture")
-        with torch.device("meta"):
-            wanted = model_class(chosen).state_dict()  # type: ignore[call-arg]
+        architecture: Any = validate(model_class.Architecture, given, where)
     except ParamsError as error:
         raise ArtifactError(str(error)) from None
+    except KeyError:
+        raise ArtifactError(f"{config_path}: kind: found {kind!r}, which is no kind of model") from None
+    _check_architecture(given, architecture, where)
+    _check_size(weights_path, architecture)
+    try:
+        with torch.device("meta"):
+            wanted = model_class(architecture).state_dict()
     except (RuntimeError, ValueError, MemoryError, OverflowError, TypeError) as error:
-        raise ArtifactError(f"{config_path}: architecture: not one of a model: {error}") from None
+        raise ArtifactError(f"{where}: not one of a model: {error}") from None
     if sum(tensor.numel() for tensor in wanted.values()) > LARGEST:
-        raise ArtifactError(f"{config_path}: architecture: asks for more than {LARGEST:,} weights")
+        raise ArtifactError(f"{where}: asks for more than {LARGEST:,} weights")
+    content = _read(weights_path, sum(tensor.nbytes for tensor in wanted.values()) + LARGEST_HEADER)
+    if digest is not None and (found := sha256(content).hexdigest()) != digest:
+        raise ArtifactError(
+            f"{weights_path}: damaged or truncated, or another file: sha256 is {found}, config.json says {digest}"
+        )
     try:
-        if digest is not None and (found := weights_digest(Path(folder))) != digest:
-            raise ArtifactError(f"{weights_path}: sha256 is {found}, config.json says {digest}: the file has changed")
-        state = load_file(weights_path)
-    except FileNotFoundError:
-        raise ArtifactError(f"{weights_path}: no such file") from None
-    except SafetensorError as error:
+        state = load(content)
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise ArtifactError(f"{weights_path}: damaged or truncated: {error}") from None
-    except OSError as error:
-        raise ArtifactError(f"{weights_path}: {error}") from None
-    model = model_class(chosen)  # type: ignore[call-arg]
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ArtifactError(f"{weights_path}: {error}") from None
-    _check_values(weights_path, model.state_dict(), state)
+    _check_header(
+        config_path, weights_path, content, {"room": room, "kind": kind, "architecture": _plain(architecture)}
+    )
+    _check_values(weights_path, wanted, state)
+    model = model_class(architecture)
+    for name in {"low", "high"} & set(wanted):
+        if not torch.equal(model.state_dict()[name], state[name]):
+            raise ArtifactError(
+                f"{weights_path}: {name}: found other bounds than architecture.action_{name} of config.json"
+            )
+    model.load_state_dict(state, strict=True)
     dim = model.architecture.observation_dim
     if observation_dim is not None and observation_dim != dim:
         raise ArtifactError(
@@ -215,16 +364,11 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
 
 def _read_config(path: Path) -> tuple[str, str, Any, str | None]:
     """Room, kind, architecture and digest of the weights, of either schema version."""
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file; expected an artifact folder with config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path}: found {type(config).__name__}, expected a mapping")
-    version = config.get("schema_version")
-    if "schema_version" in config and (type(version) is not int or not 1 <= version <= SCHEMA_VERSION):
+    config = _read_json(path, "; expected an artifact folder with config.json")
+    if "schema_version" not in config:
+        raise ArtifactError(f"{path}: missing keys ['schema_version']")
+    version = config["schema_version"]
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ArtifactError(f"{path}: schema_version is {version!r}, this version reads up to {SCHEMA_VERSION}")
     keys = {"schema_version", "architecture"} | ({"type"} if version == 1 else {"room", "kind", "sha256"})
     if keys - set(config):
@@ -240,11 +384,81 @@ def _read_config(path: Path) -> tuple[str, str, Any, str | None]:
     return config["room"], config["kind"], config["architecture"], str(config["sha256"])
 
 
-def _check_values(path: Path, own: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
-    """Refuse weights that a model cannot have learned."""
+def _plain(architecture: Any) -> dict[str, Any]:
+    """An architecture as JSON has it."""
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(architecture))))
+
+
+def _check_architecture(given: dict[str, Any], architecture: Any, where: str) -> None:
+    """Refuse values of another type than a model saves, and numbers that no model has."""
+    plain = _plain(architecture)
+    for key, value in given.items():
+        if not _alike(value, plain[key]):
+            raise ArtifactError(f"{where}.{key}: found {reprlib.repr(value)}, expected {reprlib.repr(plain[key])}")
+    for key, value in plain.items():
+        numbers = value if isinstance(value, list) else [value]
+        integers = [number for number in numbers if type(number) is int]
+        least = int(key in ("replicas", "hidden") or key.endswith("_dim"))
+        most = MOST_REPLICAS if key == "replicas" else LARGEST_NUMBER
+        for number in integers:
+            if not least <= number <= most:
+                raise ArtifactError(f"{where}.{key}: found {number}, expected {least} to {most:,}")
+        if isinstance(value, list) and len(value) > (MOST_LAYERS if integers else LARGEST_NUMBER):
+            raise ArtifactError(f"{where}.{key}: found {len(value):,} layers, expected at most {MOST_LAYERS}")
+
+
+def _alike(given: Any, own: Any) -> bool:
+    """Whether a value of a file is what a model would save: of the same type, except that a float may be written as 1."""
+    if isinstance(own, list):
+        return isinstance(given, list) and len(given) == len(own) and all(map(_alike, given, own))
+    return (type(given) is type(own) or (type(given), type(own)) == (int, float)) and given == own
+
+
+def _check_size(path: Path, architecture: Any) -> None:
+    """Refuse an architecture whose hidden layers alone have more numbers than there are bytes, before it is built."""
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        return  # reading says what is wrong
+    needed = 4 * architecture.replicas * sum(getattr(architecture, "hidden", ()))
+    if path.is_file() and size < needed:
+        raise ArtifactError(
+            f"{path}: damaged or truncated: found {size:,} bytes; architecture.hidden of config.json needs {needed:,} or more"
+        )
+
+
+def _check_header(config: Path, weights: Path, content: bytes, about: dict[str, Any]) -> None:
+    """Refuse a config.json that does not describe the model whose weights these are; older files do not say."""
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        text = (header.get("__metadata__") or {}).get("model")
+        saved = None if text is None else json.loads(text)
+        own = about if saved is None else {"room": saved["room"], "kind": saved["kind"], **saved["architecture"]}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{weights}: damaged: its header does not say what model it is of") from None
+    if saved is None:
+        return
+    named = {"room": about["room"], "kind": about["kind"], **about["architecture"]}
+    for key in sorted(named.keys() | own.keys()):
+        if named.get(key) != own.get(key):
+            field = key if key in ("room", "kind") else f"architecture.{key}"
+            raise ArtifactError(
+                f"{config}: {field}: found {reprlib.repr(named.get(key))}, the weights were saved with "
+                f"{reprlib.repr(own.get(key))}"
+            )
+
+
+def _check_values(path: Path, wanted: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
+    """Refuse weights that a model of these shapes and types cannot have learned."""
+    for what, names in (("missing", wanted.keys() - stored.keys()), ("unknown", stored.keys() - wanted.keys())):
+        if names:
+            raise ArtifactError(f"{path}: {what} weights {', '.join(map(repr, sorted(names)))}")
     for name, tensor in stored.items():
-        if tensor.dtype != own[name].dtype:
-            raise ArtifactError(f"{path}: {name}: found {tensor.dtype}, expected {own[name].dtype}")
+        if tensor.shape != wanted[name].shape:
+            expected = tuple(wanted[name].shape)
+            raise ArtifactError(f"{path}: {name}: found shape {tuple(tensor.shape)}, expected {expected}")
+        if tensor.dtype != wanted[name].dtype:
+            raise ArtifactError(f"{path}: {name}: found {tensor.dtype}, expected {wanted[name].dtype}")
         if not tensor.isfinite().all():
             raise ArtifactError(f"{path}: {name}: found a number that is not finite")
         if name.endswith("normaliser.std") and (tensor < 0).any():

@@ -1,4 +1,4 @@
-"""Environments whose observations are latents of an intent encoder."""
+"""Environments whose observations are latents of an encoder of states, and policies that act in environments."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ import numpy as np
 from gymnasium.spaces import Box, Space
 from numpy.typing import NDArray
 
+from dynarep.pipeline.artifacts.pretrained import (
+    PretrainedEncoder,
+    PretrainedIntent,
+    PretrainedModel,
+    PretrainedPolicy,
+)
 from dynarep.pipeline.artifacts.storage import ArtifactError
-from dynarep.pipeline.artifacts.pretrained import PretrainedEncoder, PretrainedIntent
+
+TOLERANCE = 1e-6
+"""By how much actions may pass the bounds of an environment, as float32 does."""
 
 
 class EncodeObservation(
@@ -21,10 +29,10 @@ class EncodeObservation(
 
     Args:
         env: its observations are vectors of the size that the encoder reads.
-        encoder: of intents.
+        encoder: of states.
 
     Raises:
-        ArtifactError: if the encoder is not one of intents, or does not fit the environment's observations.
+        ArtifactError: if the encoder reads actions, or does not fit the environment's observations.
     """
 
     def __init__(self, env: gym.Env[NDArray[Any], Any], encoder: PretrainedEncoder) -> None:
@@ -39,7 +47,7 @@ class EncodeObservation(
 
 
 def intent_for(encoder: PretrainedEncoder, space: Space[Any]) -> PretrainedIntent:
-    """The encoder, if it is one of intents and reads observations of ``space``.
+    """The encoder, if it is one of states and reads observations of ``space``.
 
     Raises:
         ArtifactError: if not.
@@ -48,10 +56,36 @@ def intent_for(encoder: PretrainedEncoder, space: Space[Any]) -> PretrainedInten
         raise ArtifactError(
             f"{encoder.source}: found {type(encoder).__name__}, expected PretrainedIntent, which reads states"
         )
+    encoder.check("the environment", _vector(encoder, space), 0)
+    return encoder
+
+
+def check_policy(policy: PretrainedPolicy, env: gym.Env[Any, Any]) -> None:
+    """See that a policy fits an environment: sizes of observations and actions, and bounds of actions.
+
+    Args:
+        policy: to act.
+        env: to act in.
+
+    Raises:
+        ArtifactError: if it does not, with what was found and what was expected.
+    """
+    observations, actions = env.observation_space, env.action_space
+    if not isinstance(actions, Box) or len(actions.shape) != 1:
+        raise ArtifactError(f"{policy.source}: found the action space {actions}, expected a Box of one axis")
+    policy.check("the environment", _vector(policy, observations), actions.shape[0])
+    low, high = np.array(policy.spec.action_low), np.array(policy.spec.action_high)
+    if (low < actions.low - TOLERANCE).any() or (high > actions.high + TOLERANCE).any():
+        raise ArtifactError(
+            f"{policy.source}: found the action space {actions}, expected one that holds the policy's actions, "
+            f"{low.tolist()} to {high.tolist()}"
+        )
+
+
+def _vector(model: PretrainedModel[Any], space: Space[Any]) -> int:
     if not isinstance(space, Box) or len(space.shape) != 1:
         raise ArtifactError(
-            f"{encoder.source}: found the observation space {space}, expected a Box of one axis; "
+            f"{model.source}: found the observation space {space}, expected a Box of one axis; "
             "gymnasium.wrappers.FlattenObservation makes one"
         )
-    encoder.check("the environment", space.shape[0], 0)
-    return encoder
+    return int(space.shape[0])

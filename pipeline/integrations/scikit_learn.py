@@ -1,4 +1,4 @@
-"""Intent encoders as transformers of scikit-learn; needs ``dynarep[sklearn]``."""
+"""Encoders of states as transformers of scikit-learn; needs ``dynarep[sklearn]``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ except ImportError:
         "dynarep.pipeline.integrations.scikit_learn needs scikit-learn 1.6 or newer: pip install 'dynarep[sklearn]'"
     ) from None
 
-from dynarep.pipeline.artifacts.storage import ArtifactError
 from dynarep.pipeline.artifacts.pretrained import PretrainedIntent, load_encoder
+from dynarep.pipeline.artifacts.storage import ArtifactError
 
 
 class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Observations (n, observation_dim) to psi (n, latent_dim) float32, by a pretrained encoder; nothing is fitted.
+    """Observations (n, observation_dim) to points (n, latent_dim) float32, by a pretrained encoder; nothing is fitted.
 
     Args:
         encoder: where the encoder is, as ``load_encoder`` takes it.
@@ -39,7 +39,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         """Load the encoder and see that ``X`` fits it.
 
         Raises:
-            ArtifactError: if the encoder cannot be loaded, is not one of intents, or ``X`` has another number of columns.
+            ArtifactError: if the encoder cannot be loaded, reads actions, or ``X`` has another number of columns.
             ValueError: if ``X`` is not a finite array of two axes.
         """
         X = validate_data(self, X)
@@ -52,7 +52,7 @@ class EncoderTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """Psi of every row.
+        """Points of all rows.
 
         Raises:
             ValueError: if ``X`` is not a finite array with as many columns as in ``fit``.

@@ -1,4 +1,4 @@
-"""Policies of Stable-Baselines3 that read latents of an intent encoder; needs ``dynarep[sb3]``."""
+"""Policies of Stable-Baselines3 that read latents of an encoder of states; needs ``dynarep[sb3]``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ except ImportError:
         "dynarep.pipeline.integrations.stable_baselines3 needs stable_baselines3: pip install 'dynarep[sb3]'"
     ) from None
 
-from dynarep.pipeline.integrations.gymnasium import intent_for
 from dynarep.pipeline.artifacts.pretrained import load_encoder
+from dynarep.pipeline.integrations.gymnasium import intent_for
 
 
 class EncoderExtractor(BaseFeaturesExtractor):
-    """psi(s) as features: ``policy_kwargs={"features_extractor_class": EncoderExtractor, "features_extractor_kwargs": ...}``.
+    """Points of states as features.
 
+    Give it to an algorithm as ``policy_kwargs={"features_extractor_class": EncoderExtractor, "features_extractor_kwargs": ...}``.
     Do not normalise observations in the environment: the encoder reads them raw.
 
     Args:
@@ -30,7 +31,7 @@ class EncoderExtractor(BaseFeaturesExtractor):
         replica: which of the artifact's replicas.
 
     Raises:
-        ArtifactError: if the encoder cannot be loaded, is not one of intents, or does not fit the observations.
+        ArtifactError: if the encoder cannot be loaded, reads actions, or does not fit the observations.
     """
 
     def __init__(

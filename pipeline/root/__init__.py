@@ -10,21 +10,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynarep.configs.params import ParamsError
     from dynarep.data.columns import read_latents
     from dynarep.data.prepare import prepare, write_episodes
     from dynarep.data.schema import DataError, Episode
-    from dynarep.data.shards import Dataset, load_dataset
-    from dynarep.pipeline.artifacts.storage import ArtifactError, load_policy, save_artifact
-    from dynarep.pipeline.training.loop import Run, TrainingConfig
-    from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate
-    from dynarep.pipeline.imitate import ImitateConfig, imitate
-    from dynarep.pipeline.offline_rl import OfflineRLConfig, offline_rl, scaled_rewards
-    from dynarep.pipeline.pretrain_dynamics import PretrainDynamicsConfig, pretrain_dynamics
-    from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
-    from dynarep.pipeline.artifacts.pretrained import PretrainedDynamics, PretrainedIntent, load_encoder
-    from dynarep.pipeline.relabel import RelabelConfig, relabel
+    from dynarep.data.shards import Dataset, load_dataset, read_rewards, write_rewards
+    from dynarep.pipeline.artifacts.pretrained import (
+        PretrainedDynamics,
+        PretrainedEncoder,
+        PretrainedIntent,
+        PretrainedPolicy,
+        load_encoder,
+        load_policy,
+    )
+    from dynarep.pipeline.artifacts.storage import ArtifactError, save_artifact
+    from dynarep.pipeline.entries import Entry, parse_entry, read_entry
+    from dynarep.pipeline.learn import learn
+    from dynarep.pipeline.playing.evaluate import evaluate
+    from dynarep.pipeline.playing.play import EvaluateConfig
+    from dynarep.pipeline.playing.summary import gather, summarise
+    from dynarep.pipeline.pretrain import pretrain
+    from dynarep.pipeline.relabel import relabel
     from dynarep.pipeline.report import ReportConfig, build_report
-    from dynarep.pipeline.spaces import dynamics_space, intent_space, observation_space
+    from dynarep.pipeline.training.config import TrainingConfig
+    from dynarep.pipeline.training.run import Run
 
     __version__: str
 
@@ -32,55 +41,63 @@ __all__ = [
     "ArtifactError",
     "DataError",
     "Dataset",
+    "Entry",
     "Episode",
     "EvaluateConfig",
-    "ImitateConfig",
-    "OfflineRLConfig",
-    "PretrainDynamicsConfig",
-    "PretrainIntentConfig",
+    "ParamsError",
     "PretrainedDynamics",
+    "PretrainedEncoder",
     "PretrainedIntent",
-    "RelabelConfig",
+    "PretrainedPolicy",
     "ReportConfig",
     "Run",
     "TrainingConfig",
     "__version__",
     "build_report",
-    "dynamics_space",
     "evaluate",
-    "imitate",
-    "intent_space",
+    "gather",
+    "learn",
     "load_dataset",
     "load_encoder",
     "load_policy",
-    "observation_space",
-    "offline_rl",
+    "parse_entry",
     "prepare",
-    "pretrain_dynamics",
-    "pretrain_intent",
+    "pretrain",
+    "read_entry",
     "read_latents",
+    "read_rewards",
     "relabel",
     "save_artifact",
-    "scaled_rewards",
+    "summarise",
     "write_episodes",
+    "write_rewards",
 ]
 
 _HOMES = {
+    "dynarep.configs.params": ("ParamsError",),
     "dynarep.data.columns": ("read_latents",),
     "dynarep.data.prepare": ("prepare", "write_episodes"),
     "dynarep.data.schema": ("DataError", "Episode"),
-    "dynarep.data.shards": ("Dataset", "load_dataset"),
-    "dynarep.pipeline.artifacts.storage": ("ArtifactError", "load_policy", "save_artifact"),
-    "dynarep.pipeline.training.loop": ("Run", "TrainingConfig"),
-    "dynarep.pipeline.playing.evaluate": ("EvaluateConfig", "evaluate"),
-    "dynarep.pipeline.imitate": ("ImitateConfig", "imitate"),
-    "dynarep.pipeline.offline_rl": ("OfflineRLConfig", "offline_rl", "scaled_rewards"),
-    "dynarep.pipeline.pretrain_dynamics": ("PretrainDynamicsConfig", "pretrain_dynamics"),
-    "dynarep.pipeline.pretrain_intent": ("PretrainIntentConfig", "pretrain_intent"),
-    "dynarep.pipeline.artifacts.pretrained": ("PretrainedDynamics", "PretrainedIntent", "load_encoder"),
-    "dynarep.pipeline.relabel": ("RelabelConfig", "relabel"),
+    "dynarep.data.shards": ("Dataset", "load_dataset", "read_rewards", "write_rewards"),
+    "dynarep.pipeline.artifacts.pretrained": (
+        "PretrainedDynamics",
+        "PretrainedEncoder",
+        "PretrainedIntent",
+        "PretrainedPolicy",
+        "load_encoder",
+        "load_policy",
+    ),
+    "dynarep.pipeline.artifacts.storage": ("ArtifactError", "save_artifact"),
+    "dynarep.pipeline.entries": ("Entry", "parse_entry", "read_entry"),
+    "dynarep.pipeline.learn": ("learn",),
+    "dynarep.pipeline.playing.evaluate": ("evaluate",),
+    "dynarep.pipeline.playing.play": ("EvaluateConfig",),
+    "dynarep.pipeline.playing.summary": ("gather", "summarise"),
+    "dynarep.pipeline.pretrain": ("pretrain",),
+    "dynarep.pipeline.relabel": ("relabel",),
     "dynarep.pipeline.report": ("ReportConfig", "build_report"),
-    "dynarep.pipeline.spaces": ("dynamics_space", "intent_space", "observation_space"),
+    "dynarep.pipeline.training.config": ("TrainingConfig",),
+    "dynarep.pipeline.training.run": ("Run",),
 }
 """Where each name is defined."""
 
