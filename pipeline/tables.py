@@ -1,10 +1,11 @@
-"""JSON and tab-separated tables as the stages write them: equal values give equal bytes."""
+"""JSON and tab-separated tables as the stages write them, and numbers as people read them: equal values give equal bytes."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
+
+
+MORE_DIGITS = 2
+"""How many digits ``digits_apart`` adds at most."""
+
+
+def number_text(value: float, form: str) -> str:
+    """A number in a format such as ``,.1f`` or ``+.2f``; what reads as zero has no sign."""
+    text = format(value, form)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def digits_apart(values: Iterable[float | None], digits: int) -> int:
+    """How many digits behind the point tell the values of a column apart.
+
+    Args:
+        values: those that are equal, and those that are None or not finite, do not count.
+        digits: the least number; ``MORE_DIGITS`` more are the most.
+    """
+    known = {value for value in values if value is not None and math.isfinite(value)}
+    for more in range(digits, digits + MORE_DIGITS):
+        if len({number_text(value, f".{more}f") for value in known}) == len(known):
+            return more
+    return digits + MORE_DIGITS
