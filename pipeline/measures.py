@@ -93,8 +93,9 @@ def map_latents(encoder: Encoder, episodes: list[Episode]) -> dict[str, Any]:
 
     Returns:
         ``latents`` (N, latent_dim) float32 of the first replica, with the ``observations`` (N, obs_dim) float32, the
-        ``episode`` (N,), an index, and the ``step`` (N,) of each; and per episode its ``return`` (E,), NaN where unknown, and ``length`` (E,). The episodes are the first
-        ``MAP_EPISODES``; N is about ``MAP_STATES``, spread evenly over their transitions.
+        ``episode`` (N,), an index, and the ``step`` (N,) of each; and per episode its ``return`` (E,), NaN where unknown, and
+        ``length`` (E,). The episodes are the first ``MAP_EPISODES``; N is about ``MAP_STATES``, spread evenly over their
+        transitions.
     """
     shown = episodes[:MAP_EPISODES]
     stride = max(1, sum(episode.length for episode in shown) // MAP_STATES)

@@ -1,10 +1,11 @@
-"""JSON and tab-separated tables as the stages write them, and numbers as people read them: equal values give equal bytes."""
+"""JSON and tab-separated tables as the stages write them: equal values give equal bytes. And numbers for readers."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,15 +63,19 @@ def number_text(value: float, form: str) -> str:
     return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
-def digits_apart(values: Iterable[float | None], digits: int) -> int:
-    """How many digits behind the point tell the values of a column apart.
+def digits_apart(values: Iterable[float | None], digits: int) -> list[int]:
+    """How many digits behind the point each number of a column needs to read differently from all that are not equal to it.
 
     Args:
-        values: those that are equal, and those that are None or not finite, do not count.
-        digits: the least number; ``MORE_DIGITS`` more are the most.
+        values: a column; those that are None or not finite get ``digits``.
+        digits: the least number; with ``MORE_DIGITS`` more, what is still the same to a reader gets ``digits``, too.
     """
-    known = {value for value in values if value is not None and math.isfinite(value)}
-    for more in range(digits, digits + MORE_DIGITS):
-        if len({number_text(value, f".{more}f") for value in known}) == len(known):
-            return more
-    return digits + MORE_DIGITS
+    column = list(values)
+    found = [digits] * len(column)
+    waiting = {value for value in column if value is not None and math.isfinite(value)}
+    for more in range(digits, digits + MORE_DIGITS + 1):
+        texts = Counter(number_text(value, f".{more}f") for value in waiting)
+        apart = {value for value in waiting if texts[number_text(value, f".{more}f")] == 1}
+        found = [more if value in apart else known for value, known in zip(column, found, strict=True)]
+        waiting -= apart
+    return found

@@ -4,9 +4,7 @@ from dynarep.pipeline.run import Stage, stage_main
 
 
 def main(stage: Stage) -> None:
-    """Write what is known of each episode into ``returns.json`` and ``returns.tsv``, a film into ``clip.json``, and paths
-    that can be drawn into ``paths.npz``.
-    """
+    """Write what is known of each episode into ``returns``, a film into ``clip``, and what can be drawn into ``paths.npz``."""
     import json
     from dataclasses import replace
     from functools import partial

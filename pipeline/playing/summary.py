@@ -177,10 +177,12 @@ class Column:
 
     def texts(self, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """The score of each policy with its interval, with so many digits that different ones read differently."""
-        sign, digits = self.form.split(".")
-        more = digits_apart((score[self.value] for score in scores.values()), int(digits.rstrip("f")))
-        form = f"{sign}.{more}f"
-        return {name: self._text(score, form) for name, score in scores.items()}
+        sign, least = self.form.split(".")
+        digits = digits_apart((score[self.value] for score in scores.values()), int(least.rstrip("f")))
+        return {
+            name: self._text(score, f"{sign}.{more}f")
+            for (name, score), more in zip(scores.items(), digits, strict=True)
+        }
 
     def _text(self, score: Mapping[str, Any], form: str) -> str:
         if score[self.value] is None:
@@ -248,7 +250,9 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]], controls: Collection[s
         console.print("* control: no learned representation takes part")
     far = above_expert(scores)
     if far:
-        console.print(f"above {ABOVE_EXPERT} of the expert: {', '.join(far)}; the demonstrations are not the best there is")
+        console.print(
+            f"above {ABOVE_EXPERT} of the expert: {', '.join(far)}; the demonstrations are not the best there is"
+        )
 
 
 def score_rows(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
