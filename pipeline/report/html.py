@@ -49,7 +49,7 @@ def table(
         muted: numbers of rows that stand for reference.
         shaded: numbers of rows that stand for controls.
     """
-    classes = dict.fromkeys(shaded, " class=control") | dict.fromkeys(muted, " class=reference")
+    classes = dict.fromkeys(shaded, " class=unlearned") | dict.fromkeys(muted, " class=reference")
     head = "".join(f'<th scope="col" class="{kind}">{escape(title)}</th>' for title, kind in header)
     body = "".join(f"<tr{classes.get(number, '')}>{_cells(header, row)}</tr>\n" for number, row in enumerate(rows))
     return (

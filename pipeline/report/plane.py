@@ -97,7 +97,7 @@ def _paths(artifacts: Artifacts, scored: Scored, frame: Frame, states: Array, de
     chosen: dict[str, str] = {}
     for name in scored.learned:
         if name == scored.entry(name) and (artifacts.folder("evaluate", name) / "paths.npz").is_file():
-            chosen.setdefault("learned" if scored.lineage(name).learned else "control", name)
+            chosen.setdefault("learned" if scored.lineage(name).learned else "unlearned", name)
     lines = ""
     for style, name in sorted(chosen.items()):
         stored = read_arrays(artifacts.folder("evaluate", name) / "paths.npz", "observations", "replica")
@@ -108,8 +108,8 @@ def _paths(artifacts: Artifacts, scored: Scored, frame: Frame, states: Array, de
             )
     if not lines:
         return ""
-    words = {"learned": "with a learned space, blue", "control": "without, orange"}
-    told = [f"{name} ({words[style]})" for style, name in sorted(chosen.items(), reverse=True)]
+    words = {"learned": "with a learned space, blue", "unlearned": "without, orange"}
+    told = [f"{name} ({words[style]})" for style, name in sorted(chosen.items())]
     content = frame.dots(states, "faint") + frame.line(demonstration, "demonstration") + lines
     content += frame.ring(demonstration[-1], "demonstration")
     label = f"Paths of the first episode of each replica: {listing(told)}"

@@ -37,14 +37,15 @@ def summary(artifacts: Artifacts, scored: Scored) -> str:
     """HTML; a sentence whose input is missing is left out."""
     table = headline_table(artifacts, scored)
     pictures = plane_pictures(artifacts, scored)
-    first = f'<div class="first"><div>{table}</div><div>{pictures}</div></div>' if pictures else table
-    return (
-        _paragraph("How good it is", [_best, _learned], artifacts, scored)
-        + first
-        + _paragraph("How sure that is", [_certainty], artifacts, scored)
+    right = f'<div class="side">{pictures or table}</div>\n'
+    rest = (
+        _paragraph("How sure that is", [_certainty], artifacts, scored)
         + _paragraph("What was learned", [_representations, _policies], artifacts, scored)
         + _paragraph("What the labels and spaces say", [_relabelling, _distance], artifacts, scored)
     )
+    left = f"<div>{table}</div>\n" if pictures else ""
+    lead = _paragraph("How good it is", [_best, _learned], artifacts, scored)
+    return f'<div class="first"><div>{lead}</div>\n{left}{right}<div>{rest}</div></div>\n'
 
 
 def _paragraph(title: str, makers: Sequence[Sentence], artifacts: Artifacts, scored: Scored) -> str:
