@@ -244,7 +244,7 @@ def test_rows_that_would_read_the_same_get_more_digits(artifacts: Path) -> None:
     write_scores(artifacts, {"a": -12.01, "b": -12.04, "c": [[-0.001] * 4] * 2, "d": 50.0}, reference=None)
     rows = {row[0]: row for row in table_of(build(artifacts), "policy")}
     assert [rows[name][1].split()[0] for name in "abcd"] == ["-8.51", "-8.54", "0.0", "53.5"]
-    assert [rows[name][3] for name in "abcd"] == ["-8.51", "-8.54", "0.0", "53.5"]
+    assert [rows[name][2] for name in "abcd"] == ["-8.51", "-8.54", "0.0", "53.5"]
     assert "-0.0" not in build(artifacts).text
 
 
@@ -388,6 +388,7 @@ def test_every_episode_is_there_without_scripts(artifacts: Path) -> None:
 def test_a_method_without_coupling_has_strips_alone(artifacts: Path) -> None:
     folder = artifacts / "relabel" / "rnd" / "examples"
     folder.mkdir(parents=True)
+    write_entry(artifacts, "relabel", "rnd", kind="rnd", dataset="hopper-arbitrary")
     np.savez(folder / "1.npz", rewards=np.zeros(700), agent="agent-1")
     page = build(artifacts)
     assert "Rewards of the steps of agent-1, rnd: from 0 to 0" in [image["alt"] for image in page.images]
@@ -517,7 +518,7 @@ def test_two_runs_side_by_side(artifacts: Path, other: Path) -> None:
     assert "paired by episode seed and replica" in page.text
     assert "Those of top_length are not" in page.text
     assert ["learn.bc.training.actor", "0.0001", "0.0002"] in page.rows
-    assert ["dataset.hopper-arbitrary", "f00d", "beef"] in page.rows
+    assert ["dataset.hopper-arbitrary", "f00d", "f00d, beef"] in page.rows
     assert ["pretrain/intent: weights", "pretrain-int", "another"] in page.rows
     assert any("in this run and the other: iql_ailot 62.2 and 16.1, bc 31.5 and 31.5" in plot for plot in page.plots)
     assert "Comparison" not in build(artifacts).text

@@ -140,19 +140,25 @@ def _score_figure(pairs: list[Pair], unit: str) -> str:
 
 def _differences(artifacts: Artifacts, other: Artifacts) -> str:
     """What is not the same in parameters, data, weights and metrics of the entries that both runs have."""
-    ours: dict[str, str] = {}
-    theirs: dict[str, str] = {}
-    both = set(models(other))
-    for section, name in models(artifacts):
-        if (section, name) in both:
-            ours |= _facts(artifacts, section, name)
-            theirs |= _facts(other, section, name)
+    both = [model for model in models(artifacts) if model in set(models(other))]
+    ours, theirs = (_all_facts(run, both) for run in (artifacts, other))
     keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if not keys:
         return note("no parameter, dataset, weight or metric differs in what both runs hold")
     rows = [[key, ours.get(key, "–"), theirs.get(key, "–")] for key in keys]
     header = [("key", "name"), ("this run", "value"), ("other run", "value")]
     return "<h3>What was different</h3>\n" + table("Values that differ between the runs", header, rows)
+
+
+def _all_facts(artifacts: Artifacts, entries: list[tuple[str, str]]) -> dict[str, str]:
+    """Facts of all entries; where they do not agree on one, all that they say."""
+    found: dict[str, list[str]] = {}
+    for section, name in entries:
+        for key, text in _facts(artifacts, section, name).items():
+            known = found.setdefault(key, [])
+            if text not in known:
+                known.append(text)
+    return {key: ", ".join(texts) for key, texts in found.items()}
 
 
 def _facts(artifacts: Artifacts, section: str, name: str) -> dict[str, str]:

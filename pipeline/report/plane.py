@@ -46,7 +46,7 @@ def plane_pictures(artifacts: Artifacts, scored: Scored) -> str:
         if name == found[-1]:
             straight = np.linalg.norm(states - goal, axis=1)
             pictures += coloured_map(frame, states, straight, "straight distance", over=over)
-            pictures += _paths(artifacts, scored, frame, states, demonstration)
+            pictures += _paths(artifacts, scored, states, demonstration)
     if not pictures:
         return ""
     note = (
@@ -92,22 +92,22 @@ def _demonstration(artifacts: Artifacts, dataset: str) -> Array | None:
     return states.astype(np.float64) if states.ndim == 2 and states.shape[1] == 2 else None
 
 
-def _paths(artifacts: Artifacts, scored: Scored, frame: Frame, states: Array, demonstration: Array) -> str:
+def _paths(artifacts: Artifacts, scored: Scored, states: Array, demonstration: Array) -> str:
     """Paths of the best policy in which a learned space takes part, and of the best without; empty where none are kept."""
     chosen: dict[str, str] = {}
     for name in scored.learned:
         if name == scored.entry(name) and (artifacts.folder("evaluate", name) / "paths.npz").is_file():
             chosen.setdefault("learned" if scored.lineage(name).learned else "unlearned", name)
-    lines = ""
+    paths: list[tuple[str, Array]] = []
     for style, name in sorted(chosen.items()):
         stored = read_arrays(artifacts.folder("evaluate", name) / "paths.npz", "observations", "replica")
-        if stored["observations"].ndim == 2 and stored["observations"].shape[1] == 2:
-            replicas = np.unique(stored["replica"])
-            lines += "".join(
-                frame.line(stored["observations"][stored["replica"] == replica], style) for replica in replicas
-            )
-    if not lines:
+        seen, replica = stored["observations"], stored["replica"]
+        if seen.ndim == 2 and seen.shape[1] == 2:
+            paths += [(style, seen[replica == number].astype(np.float64)) for number in np.unique(replica)]
+    if not paths:
         return ""
+    frame = Frame.around(states, demonstration, *(path for _, path in paths), equal=True)
+    lines = "".join(frame.line(path, style) for style, path in paths)
     words = {"learned": "with a learned space, blue", "unlearned": "without, orange"}
     told = [f"{name} ({words[style]})" for style, name in sorted(chosen.items())]
     content = frame.dots(states, "faint") + frame.line(demonstration, "demonstration") + lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from importlib.util import find_spec
 from typing import Any
 
@@ -45,7 +46,7 @@ def spaces_section(artifacts: Artifacts) -> str:
 def _space(artifacts: Artifacts, name: str) -> str:
     title = named(name, artifacts.kind("pretrain", name))
     parts = or_missing(_distance, artifacts, name) + or_missing(_maps, artifacts, name)
-    return f'<h3>{title}</h3>\n<div class="panels">{parts}</div>\n'
+    return f'<h3>{escape(title)}</h3>\n<div class="panels">{parts}</div>\n'
 
 
 def read_distances(artifacts: Artifacts, name: str) -> dict[str, dict[str, NDArray[np.float64]]]:
