@@ -18,9 +18,7 @@ def main(stage: Stage) -> None:
     if stage.smoke:
         settings = replace(settings, episodes=1, max_steps=50, workers=1)
     with stage.output() as folder:
-        returns = evaluate(
-            stage.entry, settings, stage.artifacts, cluster=stage.cluster(), paths=folder / "paths.npz"
-        )
+        returns = evaluate(stage.entry, settings, stage.artifacts, cluster=stage.cluster(), paths=folder / "paths.npz")
         (folder / "returns.json").write_text(json.dumps(returns) + "\n")
         write_table(folder / "returns.tsv", return_rows(returns))
         if settings.clips is not None:

@@ -102,11 +102,17 @@ def write_run(root: Path) -> None:
         rows = "".join(f"{k}\t{space}\t{k**0.8}\t{k**0.8 / 3}\t{k * 2}\n" for k in (1, 5, 50) for space in (own, "raw"))
         write(root / "pretrain" / name / "distance.tsv", "k\tspace\tmean\tlow\thigh\n" + rows)
         write_latents(root, name)
-    write(root / "pretrain" / "dynamics" / "metrics.json", json.dumps({"held_out": {"noise": [1.01, 0.99]}, "rank": None}))
+    write(
+        root / "pretrain" / "dynamics" / "metrics.json", json.dumps({"held_out": {"noise": [1.01, 0.99]}, "rank": None})
+    )
     write(root / "pretrain" / "intent" / "metrics.json", json.dumps({"psi": {"spearman": 0.9612345}}))
     write(root / "pretrain" / "raw" / "metrics.json", json.dumps({"states": {"spearman": 0.5}}))
     for name, spearman in (("ailot", 0.912), ("length", 0.8), ("otr", 0.501)):
-        used = {"dataset": "hopper-arbitrary", "demonstrations": "hopper-expert-1", "kind": SETTINGS["relabel"][name]["kind"]}
+        used = {
+            "dataset": "hopper-arbitrary",
+            "demonstrations": "hopper-expert-1",
+            "kind": SETTINGS["relabel"][name]["kind"],
+        }
         write_entry(root, "relabel", name, **used)
         rows = "".join(f"e{i}\t{i + 5}\t{-i}\t{i * 3}\n" for i in range(50))
         write(root / "relabel" / name / "returns.tsv", "episode\tlength\trelabelled\ttrue\n" + rows)
@@ -175,7 +181,9 @@ def write_clips(root: Path) -> None:
     for shade, (folder, name, frames) in enumerate(
         (("evaluate/bc", "bc", 3), ("evaluate/iql_ailot", "iql_ailot", 12), ("demonstrate", "hopper-expert-1", 12))
     ):
-        strip = np.repeat(np.linspace(0, 250, frames).astype(np.uint8), 24)[:, None, None] + np.zeros((1, 32, 3), np.uint8)
+        strip = np.repeat(np.linspace(0, 250, frames).astype(np.uint8), 24)[:, None, None] + np.zeros(
+            (1, 32, 3), np.uint8
+        )
         Image.fromarray(strip).save(root / folder / f"{name}.webp", quality=10 * shade + 50)
         clip: dict[str, Any] = {"seconds_per_frame": 0.08, "file": f"{name}.webp", "frames": frames}
         clip |= {"steps": 10 * frames - 10, "reward": 100.0 * frames, "ended": name == "bc"}

@@ -20,7 +20,6 @@ from run_files import (
     change,
     read,
     write,
-    write_clips,
     write_entry,
     write_examples,
     write_latents,
@@ -233,7 +232,10 @@ def test_the_first_screen_has_the_best_and_a_control_of_each_kind(artifacts: Pat
     for name in many:
         write_entry(artifacts, "learn", name, kind="iql", rewards="ailot")
     page = build(artifacts)
-    first = [row[0] for row in page.rows[: page.rows.index(next(row for row in page.rows if "method" in row and len(row) > 5))]]
+    first = [
+        row[0]
+        for row in page.rows[: page.rows.index(next(row for row in page.rows if "method" in row and len(row) > 5))]
+    ]
     assert first == ["policy", "demonstrations", *[f"p{number}" for number in range(10)], "bc", "top_length", "chance"]
     assert "3 more in the table of all scores" in page.text
     shaded = [values for tag, values in page.elements if tag == "tr" and values.get("class") == "unlearned"]
@@ -265,7 +267,9 @@ def test_an_expert_fraction_above_the_demonstrations_is_explained(artifacts: Pat
     write(artifacts / "demonstrate" / "metrics.json", json.dumps({"dataset": "weak", "returns": [1700.0, 1900.0]}))
     page = build(artifacts)
     assert "iql_ailot is more than 1.1 times as far from chance as the demonstrations" in page.text
-    fraction = {row[0]: row[2] for row in table_of(page, "policy", "normalised IQM [95\u00a0%]", "expert fraction [95\u00a0%]")}
+    fraction = {
+        row[0]: row[2] for row in table_of(page, "policy", "normalised IQM [95\u00a0%]", "expert fraction [95\u00a0%]")
+    }
     value, low, high = map(float, re.findall(r"[\d.]+", fraction["iql_ailot"]))
     assert low < value - 0.03 < value + 0.03 < high  # two demonstrations say their mean less well than one
 
@@ -423,7 +427,10 @@ def test_in_a_plane_the_first_screen_shows_distances_and_paths(artifacts: Path) 
     learned, straight, paths = (svg for svg in svgs(html)[:3])
     assert "distance in intent (icvf) from" in learned
     assert "straight distance from 0.5 to 10" in straight  # from the end of the demonstration, (10, 0)
-    assert "Paths of the first episode of each replica: iql_ailot (with a learned space, blue) and bc (without, orange)" in paths
+    assert (
+        "Paths of the first episode of each replica: iql_ailot (with a learned space, blue) and bc (without, orange)"
+        in paths
+    )
     assert all(svg.count('class="line demonstration"') == 1 for svg in (learned, straight, paths))
     assert [paths.count(f'class="line {style}"') for style in ("learned", "unlearned")] == [2, 2]
     for file in ("evaluate/bc/paths.npz", "evaluate/iql_ailot/paths.npz"):
@@ -551,7 +558,9 @@ def test_a_comparison_needs_scores_alone(artifacts: Path, other: Path) -> None:
     with pytest.raises(ReportError, match=r"before was evaluated in Ant-v4, this run in Hopper-v4"):
         compare(artifacts)
     shutil.rmtree(other / "evaluate")
-    with pytest.raises(ReportError, match=r"report\.compare: .*before/evaluate/\*/returns\.json: no such file.*expected"):
+    with pytest.raises(
+        ReportError, match=r"report\.compare: .*before/evaluate/\*/returns\.json: no such file.*expected"
+    ):
         compare(artifacts)
 
 
@@ -737,7 +746,10 @@ def test_stage(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = read(folder / "metrics.json")
     assert set(scores) == {"bc", "iql_ailot", "chance"}
     assert scores["bc"]["return_mean"] == 1003.5
-    assert (folder / "returns.tsv").read_text().splitlines()[:2] == ["policy\treplica\tepisode\treturn", "bc\t0\t0\t1000.0"]
+    assert (folder / "returns.tsv").read_text().splitlines()[:2] == [
+        "policy\treplica\tepisode\treturn",
+        "bc\t0\t0\t1000.0",
+    ]
     printed = capsys.readouterr().out.splitlines()
     assert max(map(len, printed)) <= 80
     names = [line.split()[0] for line in printed if "[" in line]

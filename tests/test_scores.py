@@ -234,7 +234,11 @@ def test_every_environment_has_intervals() -> None:
 
 def test_the_printed_table_is_narrow_and_marks_controls(capsys: pytest.CaptureFixture[str]) -> None:
     long = "a_policy_whose_name_is_as_long_as_names_are_in_a_grid_of_methods_and_labels"
-    policies = {long: played([[-12.2, -12.2]] * 2), "b": played([[-12.24, -12.24]] * 2), "c": played([[-0.01, 0.0]] * 2)}
+    policies = {
+        long: played([[-12.2, -12.2]] * 2),
+        "b": played([[-12.24, -12.24]] * 2),
+        "c": played([[-0.01, 0.0]] * 2),
+    }
     policies = {name: played(values["returns"], successes=[[1.0, 0.0]] * 2) for name, values in policies.items()}
     scores = summarise(raw(policies, reference=(-20.0, 100.0), demonstrations=[-19.0]))
     print_scores(scores, ["b"])

@@ -33,7 +33,8 @@ def rollouts_section(artifacts: Artifacts, scored: Scored) -> str:
     ]
     if not found:
         return note("no films: the evaluation was asked for none; evaluate.clips: {} in params.yaml asks for some")
-    lacking = [name for name in scored.order if name == scored.entry(name) and name not in folders]
+    filmed = {film.name for film in found}
+    lacking = [name for name in folders if name not in filmed and name != EXPERT]
     notices = note(f"no film of {listing(lacking)}: the evaluation was asked for none") if lacking else ""
     reasons: dict[str, list[str]] = {}
     for film in found:
