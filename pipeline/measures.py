@@ -92,9 +92,10 @@ def map_latents(encoder: Encoder, episodes: list[Episode]) -> dict[str, Any]:
     """Latents of states along some episodes, for a map of the space.
 
     Returns:
-        ``latents`` (N, latent_dim) float32 of the first replica, with the ``episode`` (N,), an index, and the ``step`` (N,)
-        of each; and per episode its ``return`` (E,), NaN where unknown, and ``length`` (E,). The episodes are the first
-        ``MAP_EPISODES``; N is about ``MAP_STATES``, spread evenly over their transitions.
+        ``latents`` (N, latent_dim) float32 of the first replica, with the ``observations`` (N, obs_dim) float32, the
+        ``episode`` (N,), an index, and the ``step`` (N,) of each; and per episode its ``return`` (E,), NaN where unknown, and
+        ``length`` (E,). The episodes are the first ``MAP_EPISODES``; N is about ``MAP_STATES``, spread evenly over their
+        transitions.
     """
     shown = episodes[:MAP_EPISODES]
     stride = max(1, sum(episode.length for episode in shown) // MAP_STATES)
@@ -103,6 +104,7 @@ def map_latents(encoder: Encoder, episodes: list[Episode]) -> dict[str, Any]:
     returns = [math.nan if episode.return_ is None else episode.return_ for episode in shown]
     return {
         "latents": encoder(torch.from_numpy(states)).numpy(),
+        "observations": states.astype(np.float32),
         "episode": np.repeat(np.arange(len(shown)), [len(chosen) for chosen in steps]),
         "step": np.concatenate(steps),
         "return": np.array(returns),

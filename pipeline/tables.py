@@ -1,10 +1,12 @@
-"""JSON and tab-separated tables as the stages write them: equal values give equal bytes."""
+"""JSON and tab-separated tables as the stages write them: equal values give equal bytes. And numbers for readers."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,31 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values
+
+
+MORE_DIGITS = 2
+"""How many digits ``digits_apart`` adds at most."""
+
+
+def number_text(value: float, form: str) -> str:
+    """A number in a format such as ``,.1f`` or ``+.2f``; what reads as zero has no sign."""
+    text = format(value, form)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def digits_apart(values: Iterable[float | None], digits: int) -> list[int]:
+    """How many digits behind the point each number of a column needs to read differently from all that are not equal to it.
+
+    Args:
+        values: a column; those that are None or not finite get ``digits``.
+        digits: the least number; with ``MORE_DIGITS`` more, what is still the same to a reader gets ``digits``, too.
+    """
+    column = list(values)
+    found = [digits] * len(column)
+    waiting = {value for value in column if value is not None and math.isfinite(value)}
+    for more in range(digits, digits + MORE_DIGITS + 1):
+        texts = Counter(number_text(value, f".{more}f") for value in waiting)
+        apart = {value for value in waiting if texts[number_text(value, f".{more}f")] == 1}
+        found = [more if value in apart else known for value, known in zip(column, found, strict=True)]
+        waiting -= apart
+    return found

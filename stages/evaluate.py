@@ -4,7 +4,7 @@ from dynarep.pipeline.run import Stage, stage_main
 
 
 def main(stage: Stage) -> None:
-    """Write what is known of each episode into ``returns.json`` and ``returns.tsv``, and a film into ``clip``."""
+    """Write what is known of each episode into ``returns``, a film into ``clip``, and what can be drawn into ``paths.npz``."""
     import json
     from dataclasses import replace
     from functools import partial
@@ -18,7 +18,7 @@ def main(stage: Stage) -> None:
     if stage.smoke:
         settings = replace(settings, episodes=1, max_steps=50, workers=1)
     with stage.output() as folder:
-        returns = evaluate(stage.entry, settings, stage.artifacts, cluster=stage.cluster())
+        returns = evaluate(stage.entry, settings, stage.artifacts, cluster=stage.cluster(), paths=folder / "paths.npz")
         (folder / "returns.json").write_text(json.dumps(returns) + "\n")
         write_table(folder / "returns.tsv", return_rows(returns))
         if settings.clips is not None:

@@ -2,6 +2,8 @@ import base64
 import json
 import re
 import shutil
+import subprocess
+import sys
 from hashlib import sha256
 from html.parser import HTMLParser
 from importlib.util import find_spec
@@ -12,13 +14,27 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from run_files import score, write, write_clips, write_latents, write_model, write_other_run, write_run, write_scores
+from run_files import (
+    HOPPER,
+    SETTINGS,
+    change,
+    read,
+    write,
+    write_entry,
+    write_examples,
+    write_latents,
+    write_other_run,
+    write_plane,
+    write_run,
+    write_scores,
+)
 
+from dynarep.pipeline.playing.scores import difference_interval, normalised_score
 from dynarep.pipeline.report import ReportConfig, ReportError, build_report
 from dynarep.pipeline.report.curves import thin
-from dynarep.pipeline.report.html import count, duration
+from dynarep.pipeline.report.html import count
+from dynarep.pipeline.report.maps import CLASSES, Frame
 from dynarep.pipeline.report.plots import BLUE, GREY, ORANGE, pool
-from dynarep.pipeline.report.representation import CLASSES
 from dynarep.pipeline.run import Stage
 from dynarep.stages import report as stage
 
@@ -111,6 +127,14 @@ def test_page_needs_no_other_file(artifacts: Path) -> None:
     assert len(html) < 3_000_000
 
 
+def test_neither_torch_nor_a_simulator_is_imported() -> None:
+    code = (
+        "import sys, dynarep.pipeline.report, dynarep.pipeline.report.page\n"
+        "print(sorted({'torch', 'gymnasium', 'mujoco', 'webdataset', 'lightning'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_the_policy_allows_the_pages_own_script_and_no_other(artifacts: Path) -> None:
     html = build_report(ReportConfig(title="<script>alert(1)</script>"), artifacts)
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
@@ -122,8 +146,8 @@ def test_the_policy_allows_the_pages_own_script_and_no_other(artifacts: Path) ->
 def test_plots_are_described_and_follow_the_theme(artifacts: Path) -> None:
     html = build_report(ReportConfig(), artifacts)
     drawn = svgs(html)
-    maps = 4 if find_spec("umap") else 2
-    assert len(drawn) == 2 + maps + 4 + 2 + 4  # scores, distance; maps; couplings; labels; models
+    maps = 6 if find_spec("umap") else 4
+    assert len(drawn) == 1 + 2 + maps + 4 + 3 + 5  # scores; distances; maps; couplings; labels; models
     ids = re.findall(r' id="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     for svg in drawn:
@@ -165,25 +189,89 @@ def test_colours_are_readable(artifacts: Path, theme: int) -> None:
     assert lightness == sorted(lightness, reverse=True)  # the order is seen without hue
 
 
-def test_scores_are_sorted_and_say_what_was_seen(artifacts: Path) -> None:
-    write_model(artifacts, "offline_rl/iql_ailot", learner="iql", rewards="ailot")
-    header, *rows = build(artifacts).rows[:5]
-    assert header[0] == "policy"
-    assert header[-3:] == ["method", "saw: expert", "saw: other"]
-    assert [row[0] for row in rows] == ["demonstrations", "iql_ailot", "bc", "random"]
-    assert rows[0][:4] == ["demonstrations", "4,000.0", "123.5", "1.00"]
-    assert rows[1][5] == "iql on ailot rewards"
-    assert rows[2] == [
-        "bc",
-        "1,000.0",
-        "30.0 [25.0, 35.0]",
-        "0.25",
-        "333",
-        "bc",
-        "1 episode, observations & actions",
-        "nothing",
+def table_of(page: Page, *titles: str) -> list[list[str]]:
+    """Rows of the last table that starts with these columns, with its header."""
+    start = max(i for i, row in enumerate(page.rows) if tuple(row[: len(titles)]) == titles)
+    width = len(page.rows[start])
+    end = next((i for i in range(start + 1, len(page.rows)) if len(page.rows[i]) != width), len(page.rows))
+    return page.rows[start:end]
+
+
+def test_scores_are_sorted_and_say_what_was_made_of_what(artifacts: Path) -> None:
+    header, *rows = table_of(build(artifacts), "policy", "normalised IQM [95\u00a0%]", "expert fraction [95\u00a0%]")
+    assert header[3:] == ["mean return", "length", "method", "label", "space", "role", "saw: expert", "saw: other"]
+    assert [row[0] for row in rows] == ["demonstrations", "iql_ailot", "bc", "top_length", "chance"]
+    assert rows[0][:4] == ["demonstrations", "123.5", "1.00", "4,000.0"]
+    assert rows[1][3:9] == ["2,003.5", "300", "iql", "ailot", "intent (icvf)", "–"]
+    assert rows[2][3:9] == ["1,003.5", "300", "bc", "–", "–", "control: no learned space"]
+    assert rows[2][9:] == ["1 episode, observations & actions", "nothing"]
+    assert rows[3][5:9] == ["top_bc", "length (constant)", "–", "control: length"]
+    assert rows[4][5:] == ["random", "–", "–", "chance", "–", "–"]
+    score = re.fullmatch(r"62\.2 \[(62\.\d), (62\.\d)\]", rows[1][1])
+    assert score is not None
+    assert float(score[1]) <= 62.2 <= float(score[2])
+    assert rows[1][2] == "0.50 [0.50, 0.50]"
+
+
+def test_controls_are_told_by_what_they_are_made_of(artifacts: Path) -> None:
+    write_scores(artifacts, dict.fromkeys(("bc", "iql_ailot", "true", "otr", "chance"), 10.0))
+    write_entry(artifacts, "relabel", "recorded", kind="recorded")
+    write_entry(artifacts, "learn", "true", kind="iql", rewards="recorded")
+    write_entry(artifacts, "learn", "otr", kind="iql", rewards="otr")
+    rows = {row[0]: row for row in table_of(build(artifacts), "policy")}
+    assert rows["otr"][6:9] == ["otr", "raw (identity)", "control: no learned space"]
+    assert rows["true"][6:9] == ["recorded", "–", "reference: true reward"]
+    config = artifacts / "pretrain" / "raw" / "config.json"
+    change(config, kind="icvf")  # the same entries, on a space that was learned
+    assert {row[0]: row[8] for row in table_of(build(artifacts), "policy")}["otr"] == "–"
+
+
+def test_the_first_screen_has_the_best_and_a_control_of_each_kind(artifacts: Path) -> None:
+    many = {f"p{number}": 3000.0 - number for number in range(12)}
+    write_scores(artifacts, {**many, "bc": 1000, "iql_ailot": 2000, "top_length": 500, "chance": 18})
+    for name in many:
+        write_entry(artifacts, "learn", name, kind="iql", rewards="ailot")
+    page = build(artifacts)
+    first = [
+        row[0]
+        for row in page.rows[: page.rows.index(next(row for row in page.rows if "method" in row and len(row) > 5))]
     ]
-    assert rows[3][-3:] == ["–", "–", "–"]
+    assert first == ["policy", "demonstrations", *[f"p{number}" for number in range(10)], "bc", "top_length", "chance"]
+    assert "3 more in the table of all scores" in page.text
+    shaded = [values for tag, values in page.elements if tag == "tr" and values.get("class") == "unlearned"]
+    assert len(shaded) == 4  # bc and top_length, in both tables
+
+
+def test_rows_that_would_read_the_same_get_more_digits(artifacts: Path) -> None:
+    write_scores(artifacts, {"a": -12.01, "b": -12.04, "c": [[-0.001] * 4] * 2, "d": 50.0}, reference=None)
+    rows = {row[0]: row for row in table_of(build(artifacts), "policy")}
+    assert [rows[name][1].split()[0] for name in "abcd"] == ["-8.51", "-8.54", "0.0", "53.5"]
+    assert [rows[name][2] for name in "abcd"] == ["-8.51", "-8.54", "0.0", "53.5"]
+    assert "-0.0" not in build(artifacts).text
+
+
+def test_returns_and_success_have_intervals_without_a_reference(artifacts: Path) -> None:
+    successes = {"bc": [[1, 1, 1, 1], [1, 1, 1, 1]], "iql_ailot": [[0, 1, 0, 0], [0, 0, 0, 0]]}
+    write_scores(artifacts, {"bc": 1000, "iql_ailot": 2000}, env="Maze-v0", reference=None, successes=successes)
+    page = build(artifacts)
+    header, _, best, second = table_of(page, "policy", "success rate [95\u00a0%]")
+    assert header[2] == "return IQM [95\u00a0%]"
+    assert best[:2] == ["bc", "1.00 [0.68, 1.00]"]  # Wilson's, where a bootstrap says 1 for certain
+    assert re.fullmatch(r"1,003\.5 \[1,00\d\.\d, 1,00\d\.\d\]", best[2])
+    assert second[1].startswith("0.12 [0.0")
+    assert "share of episodes that reach their goal" in page.text
+
+
+def test_an_expert_fraction_above_the_demonstrations_is_explained(artifacts: Path) -> None:
+    assert "as far from chance as the demonstrations" not in build(artifacts).text
+    write(artifacts / "demonstrate" / "metrics.json", json.dumps({"dataset": "weak", "returns": [1700.0, 1900.0]}))
+    page = build(artifacts)
+    assert "iql_ailot is more than 1.1 times as far from chance as the demonstrations" in page.text
+    fraction = {
+        row[0]: row[2] for row in table_of(page, "policy", "normalised IQM [95\u00a0%]", "expert fraction [95\u00a0%]")
+    }
+    value, low, high = map(float, re.findall(r"[\d.]+", fraction["iql_ailot"]))
+    assert low < value - 0.03 < value + 0.03 < high  # two demonstrations say their mean less well than one
 
 
 def test_tables_name_their_rows_and_columns(artifacts: Path) -> None:
@@ -198,60 +286,84 @@ def test_tables_name_their_rows_and_columns(artifacts: Path) -> None:
 def test_summary_is_made_of_the_numbers(artifacts: Path) -> None:
     text = build(artifacts).text.replace("\u00a0", " ")
     for sentence in (
-        "Representations of dynamics (φ and μ) and intent (ψ) from hopper-arbitrary (84,000 transitions).",
-        "Policies: 1 by imitation and 1 by learning from new or true rewards; new rewards come from comparison with "
-        "hopper-expert-1-states.",
+        "Representations: dynamics (contrastive) and intent (icvf) from hopper-arbitrary (84,000 transitions).",
+        "Policies: 1 of kind bc, 1 of kind iql, 1 of kind random and 1 of kind top_bc; labels come from comparison with "
+        "hopper-expert-1.",
         "2 replicas say little about other training seeds.",
-        "After prepare, the stages took 8 min in all; the longest, imitate, 3 min.",
-        "On Hopper-v4, iql_ailot is the best of 2 policies: over 2 replicas and 4 episodes of each, its mean return is "
-        "2,000 and the interquartile mean of its normalised score 62.0 (95 % interval 57.0 to 67.0).",
+        "On Hopper-v4, iql_ailot is the best of 3 policies: over 2 replicas and 4 episodes of each, mean return 2,004, "
+        "normalised IQM 62.2 (95 % interval 62.",
         "That is 50 % of the way from a random policy to the demonstrations.",
         "Of the expert it saw: 1 episode, observations only.",
-        "The next, bc, scores 30.0; their intervals do not overlap.",
-        "a rank correlation of 0.91 (ailot), 0.50 (otr).",
-        "From 1 to 50 steps apart, squared distance grows 22.9-fold in the intent space",
+        "The best policy with a learned space, iql_ailot, is better than the best control, bc (difference of the normalised "
+        "score, paired by episode seed where both have the same episodes: +30.7, 95 % interval +30.7 to +30.7).",
+        "iql_ailot is told apart from all others, by differences over the same episode seeds.",
+        "a rank correlation of 0.91 (ailot), 0.80 (length), 0.50 (otr). length is the length of the episode, the control.",
+        "squared distance grows 22.9-fold in intent and 22.9-fold between raw states",
     ):
-        assert sentence in text
+        assert sentence in text, sentence
 
 
 def test_summary_of_close_scores_and_of_one(artifacts: Path) -> None:
-    write_scores(artifacts, {"bc": score(1000, 30.0), "iql_ailot": score(1100, 34.0)})
-    text = build(artifacts).text
-    assert "The intervals of bc overlap with that of iql_ailot, so which of them is better is open." in text
-    write_scores(artifacts, {"bc": score(1000, None, env="Humanoid-v5", expert_fraction=None, replicas=1)})
+    close = [[1000.0, 1100.0, 900.0, 1000.0], [1000.0, 950.0, 1080.0, 990.0]]
+    write_scores(artifacts, {"bc": close, "iql_ailot": np.array(close)[:, ::-1] + 5})
+    assert "iql_ailot is not told apart from bc." in build(artifacts).text
+    write_scores(artifacts, {"bc": close, "iql_ailot": np.array(close) + 5})  # less than chance, and always more
+    assert "iql_ailot is told apart from all others" in build(artifacts).text
+    (artifacts / "demonstrate" / "metrics.json").unlink()
+    write_scores(artifacts, {"bc": [[1000.0, 1010.0]]}, env="Humanoid-v5", reference=None)
     text = build(artifacts).text
     assert "There is one replica, so the intervals say nothing of other training seeds." in text
-    assert "On Humanoid-v5, bc was evaluated: over 1 replica and 4 episodes of each, its mean return is 1,000." in text
-    assert "to the demonstrations." not in text.split("Normalised IQM:")[0]
+    assert "On Humanoid-v5, bc was evaluated: over 1 replica and 2 episodes of each, mean return 1,005" in text
+    assert "to the demonstrations." not in text.split("In brackets")[0]
 
 
 def test_one_episode_has_no_interval(artifacts: Path) -> None:
-    write_scores(artifacts, {"bc": score(1000, 30.0, episodes=1), "iql_ailot": score(2000, 62.0, episodes=1)})
+    write_scores(artifacts, {"bc": [[1000.0]], "iql_ailot": [[2000.0]]})
     page = build(artifacts)
-    assert "The next, bc, scores 30.0. " in page.text
-    assert "normalised score 62.0. " in page.text
-    assert page.rows[2][2] == "62.0"
+    assert "One episode has no interval, so no two policies are told apart." in page.text
+    assert [row[1] for row in table_of(page, "policy")[2:]] == ["62.1", "31.3"]
 
 
 def test_scores_without_reference_are_plotted_as_returns(artifacts: Path) -> None:
-    write_scores(artifacts, {"bc": score(1000, None, env="Humanoid-v5"), "iql": score(500, None, env="Humanoid-v5")})
-    page = build(artifacts)
-    assert page.plots[0] == "Interquartile mean of the return: bc 1003.5, iql 503.5"
-    assert page.rows[1][2] == "–"
+    write_scores(artifacts, {"bc": 1000, "iql": 500}, env="Humanoid-v5", reference=None)
+    assert "Interquartile mean of the return: bc 1003.5, iql 503.5" in build(artifacts).plots
 
 
 def test_plots_show_the_files(artifacts: Path) -> None:
     page = build(artifacts)
-    assert "intent space ψ reaches 22.9 at k = 50; raw states reaches 22.9 at k = 50" in page.plots[1]
-    assert page.plots[-10:-4] == [
+    assert page.plots[1].endswith("k, intent: intent: psi reaches 22.9 at k = 50; raw states reaches 22.9 at k = 50")
+    assert "k, raw: raw: states reaches 22.9 at k = 50; raw states reaches" in " ".join(page.plots)
+    assert "no distances and no map are kept of dynamics (contrastive)" in page.text
+    assert page.plots[-12:-5] == [
         "Coupling by ailot of 40 steps of agent-0 with 500 of expert-3",
         "Coupling by otr of 40 steps of agent-0 with 500 of expert-3",
         "Coupling by ailot of 700 steps of agent-1 with 500 of expert-3",
         "Coupling by otr of 700 steps of agent-1 with 500 of expert-3",
         "Relabelled against true return of 50 episodes: ailot, Spearman 0.91",
+        "Relabelled against true return of 50 episodes: length (constant), Spearman 0.80",
         "Relabelled against true return of 50 episodes: otr, Spearman 0.50",
     ]
-    assert "loss of imitate/bc over updates" in " ".join(page.plots)
+    assert "loss of learn/bc over updates" in " ".join(page.plots)
+    assert "The loss of an ICVF may rise while it learns" in page.text
+
+
+@pytest.mark.usefixtures("drawing")
+def test_a_coupling_has_the_axes_of_tensorboards_picture(artifacts: Path) -> None:
+    html = build_report(ReportConfig(), artifacts)
+    texts = [re.findall(r">([^<>]+)</text>", svg) for svg in svgs(html) if "Coupling by" in svg]
+    assert all("700" not in words[: words.index("step of the expert")] for words in texts)
+    assert all("500" in words[: words.index("step of the expert")] for words in texts)
+
+
+def test_examples_of_two_datasets_stand_apart(artifacts: Path) -> None:
+    change(artifacts / "relabel" / "otr" / "metadata.json", dataset="walker")
+    shutil.rmtree(artifacts / "relabel" / "otr" / "examples")
+    write_examples(artifacts, "otr", prefix="walker")
+    labels = [values["data-label"] for _, values in build(artifacts).elements if values.get("class") == "item"]
+    assert [label.split(",")[0] for label in labels] == [
+        *("1 of 4: agent-0", "2 of 4: agent-1"),
+        *("3 of 4: walker-0", "4 of 4: walker-1"),
+    ]
 
 
 def test_a_strip_shows_the_rewards_of_the_steps(artifacts: Path) -> None:
@@ -280,6 +392,7 @@ def test_every_episode_is_there_without_scripts(artifacts: Path) -> None:
 def test_a_method_without_coupling_has_strips_alone(artifacts: Path) -> None:
     folder = artifacts / "relabel" / "rnd" / "examples"
     folder.mkdir(parents=True)
+    write_entry(artifacts, "relabel", "rnd", kind="rnd", dataset="hopper-arbitrary")
     np.savez(folder / "1.npz", rewards=np.zeros(700), agent="agent-1")
     page = build(artifacts)
     assert "Rewards of the steps of agent-1, rnd: from 0 to 0" in [image["alt"] for image in page.images]
@@ -290,8 +403,8 @@ def test_the_map_is_of_the_latents(artifacts: Path) -> None:
     line = np.linspace(0, 1, 60)[:, None] * np.ones((1, 8), np.float32)
     write_latents(artifacts, latents=line)
     html = build_report(ReportConfig(), artifacts)
-    panel = next(svg for svg in svgs(html) if "PCA, step of the episode" in svg)
-    assert "from 0 to 19; 100 % and 0 % of variance" in panel
+    panel = next(svg for svg in svgs(html) if "PCA of intent, step of the episode" in svg)
+    assert "from 0 to 19; 60 states of 3 held-out episodes, first replica; 100 % and 0 % of variance" in panel
     places = np.array(re.findall(r"M([\d.]+) ([\d.]+)h0", panel), dtype=float)
     assert len(places) == 60
     assert np.ptp(places[:, 0]) > 300
@@ -299,14 +412,50 @@ def test_the_map_is_of_the_latents(artifacts: Path) -> None:
     assert len(counts) == CLASSES
     assert min(counts) > 0
     write_latents(artifacts, **{"return": np.full(3, np.nan)})
-    assert not any("return of the episode" in plot for plot in build(artifacts).plots)
+    assert not any("of intent, return of the episode" in plot for plot in build(artifacts).plots)
+
+
+def test_one_latent_number_has_a_map(artifacts: Path) -> None:
+    write_latents(artifacts, latents=np.linspace(0, 1, 60, dtype=np.float32)[:, None])
+    assert any("PCA of intent" in plot and "100 % and 0 % of variance" in plot for plot in build(artifacts).plots)
+
+
+def test_in_a_plane_the_first_screen_shows_distances_and_paths(artifacts: Path) -> None:
+    assert not any("straight distance" in plot for plot in build(artifacts).plots)  # eleven numbers are no plane
+    write_plane(artifacts)
+    html = build_report(ReportConfig(), artifacts)
+    learned, straight, paths = (svg for svg in svgs(html)[:3])
+    assert "distance in intent (icvf) from" in learned
+    assert "straight distance from 0.5 to 10" in straight  # from the end of the demonstration, (10, 0)
+    assert (
+        "Paths of the first episode of each replica: iql_ailot (with a learned space, blue) and bc (without, orange)"
+        in paths
+    )
+    assert all(svg.count('class="line demonstration"') == 1 for svg in (learned, straight, paths))
+    assert [paths.count(f'class="line {style}"') for style in ("learned", "unlearned")] == [2, 2]
+    for file in ("evaluate/bc/paths.npz", "evaluate/iql_ailot/paths.npz"):
+        (artifacts / file).unlink()
+    assert not any("Paths of the first" in plot for plot in build(artifacts).plots)
+    (artifacts / "shards" / "hopper-expert-1" / "shard-000000.tar").write_text("no tar")
+    with pytest.raises(ReportError, match=r"shard-000000\.tar: not a shard"):
+        build(artifacts)
+    shutil.rmtree(artifacts / "shards" / "hopper-expert-1")
+    assert not any("straight distance" in plot for plot in build(artifacts).plots)
+
+
+def test_a_frame_keeps_the_shape_of_a_maze() -> None:
+    corners = np.array([[0.0, 0.0], [10.0, 5.0]])
+    frame = Frame.around(corners, equal=True)
+    np.testing.assert_allclose(frame.place(corners), [[6, 160], [314, 6]])
+    assert frame.height == 166
+    assert Frame.around(np.array([[0.0, 0.0], [10.0, 0.1]]), equal=True).height == 240  # no ribbon
 
 
 def test_films_stand_beside_the_experts(artifacts: Path) -> None:
     page = build(artifacts)
     films = [image for image in page.images if image["alt"].startswith("Film")]
     assert [film["alt"] for film in films] == [
-        "Film of expert: 12 frames, first 110 steps shown, return 1,200",
+        "Film of demonstrations: 12 frames, first 110 steps shown, return 1,200",
         "Film of iql_ailot: 12 frames, first 110 steps shown, return 1,200",
         "Film of bc: 3 frames, all 20 steps shown, return 300",
     ]
@@ -314,25 +463,45 @@ def test_films_stand_beside_the_experts(artifacts: Path) -> None:
     screens = [values["style"] for _, values in page.elements if values.get("class") == "screen"]
     assert screens == ["aspect-ratio:32/24"] * 3
     assert "first 110 steps shown, return 1,200; 2,000 in all 300 steps" in page.text
-    assert "The expert is episode-7 of hopper-expert-1, drawn from its recorded states" in page.text
-    assert "no film of random: it hides" in page.text
+    assert "The demonstrations' film is episode-7 of hopper-expert-1, drawn from its recorded states" in page.text
+    assert "no film of chance: it hides" in page.text
+    assert "no film of top_length: the evaluation was asked for none" in page.text
 
 
 def test_without_films_the_page_says_why(artifacts: Path) -> None:
-    write_clips(artifacts, clips={}, notices={"": "no renderer works (egl: gone). Install one."})
+    notice = json.dumps({"seconds_per_frame": 0.08, "notice": "no renderer works (egl: gone). Install one."})
+    folders = [artifacts / "demonstrate", *(artifacts / "evaluate").iterdir()]
+    for folder in folders:
+        write(folder / "clip.json", notice)
     page = build(artifacts)
-    assert "no films: no renderer works (egl: gone). Install one." in page.text
+    assert page.text.count("no films: no renderer works (egl: gone). Install one.") == 1
     assert not any(image["alt"].startswith("Film") for image in page.images)
-    shutil.rmtree(artifacts / "evaluate" / "clips")
+    for folder in folders:
+        (folder / "clip.json").unlink()
     assert "no films: the evaluation was asked for none" in build(artifacts).text
 
 
-def test_cards_tell_time_and_provenance(artifacts: Path) -> None:
+def test_entries_and_their_inputs(artifacts: Path) -> None:
     page = build(artifacts)
-    assert page.text.count("2026-02-03 10:20 UTC") == 6
-    assert "3\u00a0min on 2 cores" in page.text
-    assert "dynarep 0.1.0, revision abc123" in page.text
     assert ["hopper-arbitrary", "Hopper-v4", "2", "84,000", "2", "3"] in page.rows
+    assert ["intent", "icvf", "hopper-arbitrary", "6,000", "2", "0.1.0"] in page.rows
+    assert ["ailot", "ailot", "intent", "–", "2", "0.1.0"] in page.rows
+    assert ["iql_ailot", "iql", "ailot", "20,000", "2", "0.1.0"] in page.rows
+
+
+def test_what_the_params_file_has_no_more_is_left_out(artifacts: Path) -> None:
+    entries = {"pretrain": ["raw", "intent"], "relabel": ["otr", "ailot"], "learn": ["iql_ailot", "chance"]}
+    page = Page(build_report(ReportConfig(), artifacts, entries))
+    assert [row[0] for row in table_of(page, "policy")] == ["policy", "demonstrations", "iql_ailot", "chance"]
+    assert "dynamics" not in page.text
+    assert [row[0] for row in table_of(page, "entry", "kind")] == ["entry", "iql_ailot", "chance"]
+    assert page.text.index("raw (identity)\n") < page.text.index("intent (icvf)\n")  # in the order of the params file
+
+
+def test_times_and_revisions_are_not_on_the_page(artifacts: Path) -> None:
+    before = build_report(ReportConfig(), artifacts)
+    write(artifacts.parent / "logs" / "learn" / "bc" / "run.json", json.dumps({"seconds": 12345, "revision": "abcdef"}))
+    assert build_report(ReportConfig(), artifacts) == before
 
 
 @pytest.fixture
@@ -346,46 +515,70 @@ def compare(artifacts: Path, other: str = "before") -> Page:
 
 def test_two_runs_side_by_side(artifacts: Path, other: Path) -> None:
     page = compare(artifacts)
-    start = page.rows.index(["policy", "this run", "other run", "difference [95\u00a0%]", "reading"])
-    best, same = page.rows[start + 1 : start + 3]
-    assert best[:3] == ["iql_ailot", "62.2", "16.1"]
-    assert best[3].startswith("+46.1 [+46.")
-    assert best[4] == "higher"
-    assert (same[0], same[4]) == ("bc", "not told apart")
-    assert (
-        "This run beside before. Of 2 policies that both have, 1 score higher here, 0 lower, 1 are not told apart."
-        in (page.text)
-    )
-    assert ["imitate.actor", "0.0001", "0.0002"] in page.rows
-    assert ["dataset.hopper-arbitrary", "f00d", "beef"] in page.rows
-    assert ["imitate/bc: revision", "abc123", "fff"] in page.rows
-    assert any("in this run and the other: iql_ailot 62.2 and 16.1, bc" in plot for plot in page.plots)
+    header, best, same, unpaired = table_of(page, "policy", "this run")
+    assert header[2:] == ["other run", "difference [95\u00a0%]", "reading", "interval", "weights"]
+    assert best == ["iql_ailot", "62.2", "16.1", "+46.1 [+46.1, +46.1]", "higher", "paired", "–"]
+    assert same == ["bc", "31.5", "31.5", "0.0 [0.0, 0.0]", "same weights", "paired", "same"]
+    assert (unpaired[0], unpaired[5]) == ("top_length", "unpaired")
+    about = "This run beside before. Of 3 policies that both have, 2 score higher here, 0 lower, 0 are not told apart, 1 has the"
+    assert about in page.text
+    assert "paired by episode seed and replica" in page.text
+    assert "Those of top_length are not" in page.text
+    assert ["learn.bc.training.actor", "0.0001", "0.0002"] in page.rows
+    assert ["dataset.hopper-arbitrary", "f00d", "f00d, beef"] in page.rows
+    assert ["pretrain/intent: weights", "pretrain-int", "another"] in page.rows
+    assert any("in this run and the other: iql_ailot 62.2 and 16.1, bc 31.5 and 31.5" in plot for plot in page.plots)
     assert "Comparison" not in build(artifacts).text
+
+
+def test_other_seeds_are_not_paired(artifacts: Path, other: Path) -> None:
+    write_scores(other, {"bc": 1000, "iql_ailot": 1990}, seed=8)
+    page = compare(artifacts)
+    assert "Differences are not paired: the runs have other seeds" in page.text
+    ours, theirs = (normalised_score(np.arange(8.0).reshape(2, 4) + mean, HOPPER) for mean in (2000, 1990))
+    low, high = difference_interval(ours, theirs)
+    assert table_of(page, "policy", "this run")[1][3] == f"+0.3 [{low:+.1f}, {high:+.1f}]"
+
+
+def test_the_same_weights_with_other_scores_are_pointed_out(artifacts: Path, other: Path) -> None:
+    write_scores(other, {"bc": 900})
+    page = compare(artifacts)
+    assert "bc scored differently with the same weights" in page.text
+    assert table_of(page, "policy", "this run")[1][4:] == ["higher", "paired", "same"]
 
 
 def test_a_comparison_needs_scores_alone(artifacts: Path, other: Path) -> None:
     for folder in other.iterdir():
         if folder.name != "evaluate":
             shutil.rmtree(folder)
-    assert "no parameter, dataset, revision or metric differs in what both runs hold" in compare(artifacts).text
-    write_scores(other, {"old": score(9, 1.0)})
+    assert "no parameter, dataset, weight or metric differs in what both runs hold" in compare(artifacts).text
+    write_scores(other, {"old": 9})
     assert "the two runs have no policy in common" in compare(artifacts).text
-    write_scores(other, {"bc": score(9, 1.0, env="Ant-v4")})
+    write_scores(other, {"bc": 9}, env="Ant-v4", reference=None)
     with pytest.raises(ReportError, match=r"before was evaluated in Ant-v4, this run in Hopper-v4"):
         compare(artifacts)
-    (other / "evaluate" / "returns.json").unlink()
-    with pytest.raises(ReportError, match=r"report\.compare: .*before/evaluate/returns\.json: no such file; expected"):
+    shutil.rmtree(other / "evaluate")
+    with pytest.raises(
+        ReportError, match=r"report\.compare: .*before/evaluate/\*/returns\.json: no such file.*expected"
+    ):
         compare(artifacts)
 
 
 def test_a_metric_may_be_missing_from_some_rows_or_all(artifacts: Path) -> None:
     curves = "update\tloss\tvalidation\tnever\n50\t2\t\t\n100\t1\t7\t\n150\t0.5\t6\t\n"
-    write(artifacts / "imitate" / "bc" / "curves.tsv", curves)
-    alts = [plot for plot in build(artifacts).plots if "imitate/bc" in plot]
+    write(artifacts / "learn" / "bc" / "curves.tsv", curves)
+    alts = [plot for plot in build(artifacts).plots if "learn/bc" in plot]
     assert alts == [
-        "loss of imitate/bc over updates: from 2 to 0.5",
-        "validation of imitate/bc over updates: from 7 to 6",
+        "loss of learn/bc over updates: from 2 to 0.5",
+        "validation of learn/bc over updates: from 7 to 6",
     ]
+
+
+def test_phases_have_curves_of_their_own_and_snapshots_have_none(artifacts: Path) -> None:
+    for folder in ("discriminator", "snapshots/000000020"):
+        write(artifacts / "learn" / "bc" / folder / "curves.tsv", "update\tloss\n1\t5\n2\t3\n")
+    plots = [plot for plot in build(artifacts).plots if "learn/bc" in plot]
+    assert [plot.split(" over")[0] for plot in plots] == ["loss of learn/bc", "loss of learn/bc/discriminator"]
 
 
 def test_metrics_and_provenance(artifacts: Path) -> None:
@@ -393,35 +586,34 @@ def test_metrics_and_provenance(artifacts: Path) -> None:
     assert ["held_out.noise", "1.01, 0.99"] in page.rows
     assert ["rank", "none"] in page.rows
     assert ["psi.spearman", "0.9612"] in page.rows
-    assert ["params.imitate.actor", "0.0001"] in page.rows
+    assert ["params.learn.bc.training.actor", "0.0001"] in page.rows
     assert ["datasets.hopper-arbitrary", "f00d"] in page.rows
     assert "gymnasium 1.4.0, mujoco 4.0.0" in page.text
     assert "4 per replica, from seed 7" in page.text
 
 
 def test_texts_are_escaped(artifacts: Path) -> None:
-    write_model(artifacts, "imitate/bc", saw={"expert": "<b>&"}, params={"<i>": "<script>"})
+    write_entry(artifacts, "learn", "bc", kind="<i>", saw={"expert": "<b>&"}, params={"<i>": "<script>"})
+    change(artifacts / "pretrain" / "intent" / "config.json", kind="<u>")
     page = build(artifacts, title="<em>$title & more")
     assert page.text.count("<em>$title & more") == 2
-    assert page.rows[3][-2] == "<b>&"
+    rows = {row[0]: row for row in table_of(page, "policy")}
+    assert (rows["bc"][5], rows["bc"][9]) == ("<i>", "<b>&")
     assert ["params.<i>", "<script>"] in page.rows
+    assert "intent (<u>)" in page.text
 
 
 @pytest.mark.parametrize(
     "missing",
     [
-        "evaluate/returns.json",
-        "evaluate/clips/clips.json",
-        "evaluate/clips/bc.webp",
-        "pretrain_intent/distance.tsv",
-        "pretrain_intent/latents.npz",
-        "pretrain_intent/metrics.json",
-        "pretrain_dynamics/metrics.json",
-        "pretrain_dynamics/curves.tsv",
-        "pretrain_intent/metadata.json",
-        "imitate/bc/curves.tsv",
-        "imitate/bc/metadata.json",
-        "relabel/metrics.json",
+        "evaluate/bc/bc.webp",
+        "pretrain/intent/distance.tsv",
+        "pretrain/intent/latents.npz",
+        "pretrain/intent/metrics.json",
+        "pretrain/dynamics/curves.tsv",
+        "learn/bc/curves.tsv",
+        "relabel/ailot/metrics.json",
+        "relabel/ailot/returns.tsv",
     ],
 )
 def test_a_missing_file_is_named_in_its_place(artifacts: Path, missing: str) -> None:
@@ -430,65 +622,59 @@ def test_a_missing_file_is_named_in_its_place(artifacts: Path, missing: str) -> 
 
 
 def test_scores_are_all_that_is_needed(artifacts: Path) -> None:
-    for folder in ("relabel", "pretrain_dynamics", "pretrain_intent", "imitate", "offline_rl", "shards"):
+    for folder in ("relabel", "pretrain", "learn", "shards", "demonstrate"):
         shutil.rmtree(artifacts / folder)
-    shutil.rmtree(artifacts / "evaluate" / "clips")
-    (artifacts / "evaluate" / "returns.json").unlink()
+    for path in (artifacts / "evaluate").glob("*/clip.json"):
+        path.unlink()
     page = build(artifacts)
-    assert [row[0] for row in page.rows] == ["policy", "iql_ailot", "bc", "random"]
+    assert [row[0] for row in page.rows] == 2 * ["policy", "iql_ailot", "bc", "top_length", "chance"]
     for pattern in ("examples/*.npz", "returns.tsv"):
         assert f"not available: artifacts/relabel/*/{pattern}\n" in page.text
     assert page.images == []
-    assert page.plots == []
+    assert len(page.plots) == 1
 
 
 def test_without_true_rewards(artifacts: Path) -> None:
     (artifacts / "relabel" / "otr" / "returns.tsv").write_text("episode\tlength\trelabelled\ttrue\na\t3\t-1.5\t\n")
     (artifacts / "relabel" / "ailot" / "returns.tsv").write_text("episode\tlength\trelabelled\na\t3\t-1.5\n")
-    for method in ("ailot", "otr"):
-        shutil.rmtree(artifacts / "relabel" / method / "examples")
+    for name in ("ailot", "otr"):
+        shutil.rmtree(artifacts / "relabel" / name / "examples")
     path = artifacts / "relabel" / "ailot" / "examples" / "0.npz"
     path.parent.mkdir()
     np.savez(path, coupling=np.ones((3, 2)) / 6, rewards=np.zeros(3), agent="a", expert="e")
     page = build(artifacts)
-    for method in ("ailot", "otr"):
-        assert f"not available: true returns in artifacts/relabel/{method}/returns.tsv\n" in page.text
+    for name in ("ailot", "otr"):
+        assert f"not available: true returns in artifacts/relabel/{name}/returns.tsv\n" in page.text
     strips = [image["alt"] for image in page.images if image["alt"].startswith("Rewards")]
     assert strips == ["Rewards of the steps of a, ailot: from 0 to 0"]
 
 
 def test_no_scores_is_an_error(artifacts: Path) -> None:
-    path = artifacts / "evaluate" / "metrics.json"
-    for content in ("{}", json.dumps({"random": score(18, 1.0)})):
-        path.write_text(content)
-        with pytest.raises(ReportError, match=r"evaluate/metrics.json: holds no score"):
-            build(artifacts)
-    path.unlink()
-    with pytest.raises(ReportError, match=r"evaluate/metrics.json: no such file; there are no scores"):
+    write_scores(artifacts, {"chance": 18})
+    with pytest.raises(ReportError, match=r"evaluate: holds no score of a policy that does not act at random"):
+        build(artifacts)
+    shutil.rmtree(artifacts / "evaluate")
+    with pytest.raises(ReportError, match=r"evaluate/\*/returns.json: no such file; there are no scores"):
         build(artifacts)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("evaluate/metrics.json", '{"bc": {"env": "Hopper-v4"}}', "bc has no 'episodes'"),
-        ("evaluate/returns.json", "{", "not valid JSON"),
-        ("evaluate/returns.json", '{"env": "Hopper-v4"}', "no 'seed'"),
-        (
-            "evaluate/returns.json",
-            '{"env": "H", "seed": 0, "reference": null, "versions": {}, "policies": {}}',
-            "does not have it",
-        ),
-        ("imitate/bc/metadata.json", "[]", "expected a JSON object, found list"),
-        ("imitate/bc/curves.tsv", "step\tloss\n1\t2\n", "no column 'update'; found step, loss"),
-        ("imitate/bc/curves.tsv", "update\tloss\n1\t2\n3\n", "line 3: 1 fields, expected 2"),
-        ("imitate/bc/curves.tsv", "update\tloss\n1\tlow\n", "column 'loss'.*low"),
-        ("pretrain_intent/distance.tsv", "k\tspace\tmean\tlow\thigh\n", "no rows"),
+        ("evaluate/bc/returns.json", "{", "not valid JSON"),
+        ("evaluate/bc/returns.json", '{"env": "Hopper-v4"}', "no 'env_options'"),
+        ("evaluate/bc/returns.json", "[]", "expected a JSON object"),
+        ("evaluate/bc/clip.json", "{}", "clip.json: no 'seconds_per_frame'"),
+        ("evaluate/bc/clip.json", '{"seconds_per_frame": 1, "file": "a"}', "clip.json: no 'frames'"),
+        ("evaluate/bc/bc.webp", "not a picture", "bc.webp: not a picture"),
+        ("learn/bc/metadata.json", "[]", "expected a JSON object, found list"),
+        ("learn/bc/curves.tsv", "step\tloss\n1\t2\n", "no column 'update'; found step, loss"),
+        ("learn/bc/curves.tsv", "update\tloss\n1\t2\n3\n", "line 3: 1 fields, expected 2"),
+        ("learn/bc/curves.tsv", "update\tloss\n1\tlow\n", "column 'loss'.*low"),
+        ("pretrain/intent/distance.tsv", "k\tspace\tmean\tlow\thigh\n", "no rows"),
+        ("pretrain/intent/latents.npz", "not a zip", "latents.npz: not a readable npz"),
         ("relabel/ailot/examples/0.npz", "not a zip", "examples/0.npz: not a readable npz"),
         ("relabel/ailot/examples/first.npz", "", "first.npz: expected a number"),
-        ("pretrain_intent/latents.npz", "not a zip", "latents.npz: not a readable npz"),
-        ("evaluate/clips/clips.json", "{}", "clips.json: no 'seconds_per_frame'"),
-        ("evaluate/clips/bc.webp", "not a picture", "bc.webp: not a picture"),
     ],
 )
 def test_damaged_files_are_errors_naming_them(artifacts: Path, file: str, content: str, message: str) -> None:
@@ -496,6 +682,12 @@ def test_damaged_files_are_errors_naming_them(artifacts: Path, file: str, conten
     with pytest.raises(ReportError, match=message) as caught:
         build(artifacts)
     assert str((artifacts / file).parent) in str(caught.value)
+
+
+def test_policies_of_two_environments_are_refused(artifacts: Path) -> None:
+    change(artifacts / "evaluate" / "bc" / "returns.json", seed=8)
+    with pytest.raises(ReportError, match=r"chance/returns\.json: seed is 7, .*bc/returns\.json has 8"):
+        build(artifacts)
 
 
 def test_an_example_that_does_not_fit_is_an_error(artifacts: Path) -> None:
@@ -529,12 +721,6 @@ def test_pooling_keeps_the_mean_level() -> None:
 
 
 def test_words() -> None:
-    assert [duration(seconds).replace("\u00a0", " ") for seconds in (3.4, 60, 5400, 9000)] == [
-        "3 s",
-        "1 min",
-        "90 min",
-        "2.5 h",
-    ]
     assert [count(1, "policy"), count(2, "policy"), count(1000, "step")] == ["1 policy", "2 policies", "1,000 steps"]
 
 
@@ -549,12 +735,30 @@ def test_same_inputs_make_the_same_page(artifacts: Path) -> None:
 
 
 @pytest.mark.usefixtures("drawing")
-def test_stage(artifacts: Path) -> None:
+def test_stage(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = artifacts.parent / "params.yaml"
-    params.write_text("seed: 0\nreport:\n  title: Hopper\n")
+    learn = {name: settings for name, settings in SETTINGS["learn"].items() if name != "top_length"}
+    params.write_text(json.dumps({"seed": 0, "report": {"title": "Hopper"}, "learn": learn}))
     stage.main(Stage("report", params))
-    assert "<h1>Hopper</h1>" in (artifacts / "report" / "index.html").read_text()
-    (artifacts / "evaluate" / "metrics.json").unlink()
+    folder = artifacts / "report"
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "metrics.json", "returns.tsv"]
+    assert "<h1>Hopper</h1>" in (folder / "index.html").read_text()
+    scores = read(folder / "metrics.json")
+    assert set(scores) == {"bc", "iql_ailot", "chance"}
+    assert scores["bc"]["return_mean"] == 1003.5
+    assert (folder / "returns.tsv").read_text().splitlines()[:2] == [
+        "policy\treplica\tepisode\treturn",
+        "bc\t0\t0\t1000.0",
+    ]
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= 80
+    names = [line.split()[0] for line in printed if "[" in line]
+    assert names == ["iql_ailot", "bc", "chance"]
+    assert any(line.startswith("bc *") for line in printed)
+    before = (folder / "index.html").read_bytes()
+    stage.main(Stage("report", params))
+    assert (folder / "index.html").read_bytes() == before
+    shutil.rmtree(artifacts / "evaluate")
     with pytest.raises(ReportError):
         stage.main(Stage("report", params))
-    assert sorted(path.name for path in (artifacts / "report").iterdir()) == ["index.html", "timing.json"]
+    assert (folder / "index.html").read_bytes() == before

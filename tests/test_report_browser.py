@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import write_other_run, write_run
+from run_files import write_other_run, write_plane, write_run
 
 from dynarep.pipeline.report import ReportConfig, build_report
 
@@ -37,6 +37,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
     """Open the report with options of a browser context; whatever the page complains of fails the test."""
     path = tmp_path / "index.html"
     write_run(tmp_path / "artifacts")
+    write_plane(tmp_path / "artifacts")
     write_other_run(tmp_path / "artifacts")
     path.write_text(build_report(ReportConfig(title="Hopper", compare="before"), tmp_path / "artifacts"))
     complaints: list[str] = []
@@ -66,7 +67,7 @@ def test_pictures_are_present_and_nothing_overflows(opened: Open, size: dict[str
     assert len(images) == 3 + 6  # films, strips
     assert all(image.evaluate("image => image.complete && image.naturalWidth > 0") for image in images)
     plots = page.locator("svg").all()
-    assert len(plots) >= 16
+    assert len(plots) >= 20
     for plot in plots:
         if plot.is_visible():
             box = plot.bounding_box()
@@ -133,10 +134,15 @@ def test_films_share_a_clock_and_stop_at_their_end(opened: Open) -> None:
     assert [shift(page, film) for film in range(3)] == pytest.approx([11, 11, 2], abs=0.05)
 
 
-def test_films_start_by_themselves_where_motion_is_welcome(opened: Open) -> None:
+def test_films_start_before_one_scrolls_where_motion_is_welcome(opened: Open) -> None:
     page = opened(reduced_motion="no-preference")
-    page.locator(".screens").scroll_into_view_if_needed()
-    playwright.expect(page.locator("#film")).not_to_have_value("0", timeout=10_000)
+    playwright.expect(page.locator("#film")).to_have_value("11", timeout=10_000)
+    playwright.expect(page.locator("#film")).to_have_value("3", timeout=10_000)  # again from the start
+    assert page.evaluate("scrollY") == 0
+    page.get_by_role("button", name="Pause").click()
+    stopped = page.locator("#film").input_value()
+    page.wait_for_timeout(500)
+    assert page.locator("#film").input_value() == stopped
     still = opened(reduced_motion="reduce")
     still.locator(".screens").scroll_into_view_if_needed()
     still.wait_for_timeout(500)
@@ -146,7 +152,7 @@ def test_films_start_by_themselves_where_motion_is_welcome(opened: Open) -> None
 def test_the_keyboard_reaches_every_control(opened: Open) -> None:
     page = opened(reduced_motion="reduce")
     reached = set()
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         reached.add(
             page.evaluate(
@@ -155,7 +161,7 @@ def test_the_keyboard_reaches_every_control(opened: Open) -> None:
             )
         )
     assert {"theme", "film", "episode", "Play", "Skip to the scores", "Scores"} <= reached
-    assert any(name.startswith("pretrain_dynamics") for name in reached)  # folded parts, too
+    assert any(name.startswith("pretrain/dynamics") for name in reached)  # folded parts, too
 
 
 def test_without_scripts_everything_is_there(opened: Open) -> None:
@@ -165,3 +171,26 @@ def test_without_scripts_everything_is_there(opened: Open) -> None:
     assert not page.locator("#episode").is_visible()
     assert not page.locator("#film").is_visible()
     assert page.locator(".film").first.is_visible()
+
+
+def test_a_table_that_is_too_wide_says_so(opened: Open) -> None:
+    def hint(page: Any) -> str:
+        shown = page.locator("#scores .scroll").evaluate("box => getComputedStyle(box, '::before').content")
+        return str(shown)
+
+    page = opened(viewport=NARROW)
+    assert "more columns to the right" in hint(page)
+    page.locator("#scores .scroll").evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+    page.wait_for_timeout(300)
+    assert "more columns to the left" in hint(page)
+    assert hint(opened(viewport={"width": 2400, "height": 900})) == "none"
+
+
+def test_a_wide_page_uses_its_right_side(opened: Open) -> None:
+    page = opened(viewport={"width": 1680, "height": 1000})
+    side = page.locator(".first .side").bounding_box()
+    assert side["x"] > 800
+    assert side["x"] + side["width"] > 1550
+    assert side["y"] < 300
+    phone = opened(viewport=NARROW).locator(".first .side").bounding_box()
+    assert phone["x"] < 30  # below, not beside

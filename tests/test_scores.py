@@ -9,10 +9,14 @@ from dynarep.pipeline.playing.scores import (
     bootstrap_interval,
     difference_interval,
     expert_fraction,
+    fraction_interval,
     interquartile_mean,
     normalised_score,
     ranking,
+    rate_interval,
 )
+from dynarep.pipeline.playing.summary import print_scores, summarise
+from dynarep.pipeline.tables import digits_apart, number_text
 
 
 def test_normalised_score_is_d4rls() -> None:
@@ -145,6 +149,106 @@ def test_difference_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = difference_interval(generator.normal(3, 1, (1, 30)), generator.normal(1, 1, (1, 30)), resamples=400)
         covered += low <= 2 <= high
     assert covered >= 88
+
+
+def test_pairing_cancels_what_both_share() -> None:
+    generator = np.random.default_rng(2)
+    starts = generator.normal(0, 10, (3, 20))  # how hard an episode is, for both
+    values, others = (starts + shift + generator.normal(0, 0.5, (3, 20)) for shift in (1.0, 0.0))
+    low, high = difference_interval(values, others, paired=True)
+    assert 0 < low < high < 2.5
+    assert difference_interval(values, others)[0] < 0  # the same scores, not told apart
+    assert difference_interval(values, values, paired=True) == (0.0, 0.0)
+    with pytest.raises(ValueError, match=r"shapes \(3, 20\) and \(3, 19\)"):
+        difference_interval(values, others[:, :19], paired=True)
+
+
+def test_paired_difference_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(100):
+        starts = generator.normal(0, 3, (8, 20))
+        replicas = generator.normal(0, 1, (2, 8, 1))
+        values, others = (starts + 2 * (1 - i) + replicas[i] + generator.normal(0, 1, (8, 20)) for i in range(2))
+        low, high = difference_interval(values, others, paired=True, resamples=400)
+        covered += low <= 2 <= high
+    assert covered >= 82
+
+
+def test_a_rate_is_never_certain() -> None:
+    assert rate_interval(np.ones((2, 5))) == (pytest.approx(0.722, abs=1e-3), 1.0)  # Wilson's for 10 of 10
+    assert rate_interval(np.zeros((2, 5))) == (0.0, pytest.approx(0.278, abs=1e-3))
+    low, high = rate_interval([[1.0] * 20, [0.0] * 20])  # replicas that disagree say less than Wilson's 0.35 to 0.65
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_expert_fraction_knows_how_well_the_demonstrations_are_known() -> None:
+    values = np.full((2, 5), 50.0)
+    assert fraction_interval(values, [[0.0]], [100.0]) == (0.5, 0.5)
+    low, high = fraction_interval(values, [[0.0]], [80.0, 120.0]) or (1.0, 0.0)
+    assert low == pytest.approx(50 / 120)
+    assert high == pytest.approx(50 / 80)
+    low, high = fraction_interval(values, [[-10.0, 10.0]], [100.0]) or (1.0, 0.0)
+    assert low < 0.5 < high
+    assert fraction_interval(values, [[0.0, 90.0]], [80.0, 120.0]) is None  # no unit
+    low, high = fraction_interval(values, [[100.0]], [0.0]) or (1.0, 0.0)  # an expert of low returns
+    assert (low, high) == (0.5, 0.5)
+
+
+def test_numbers_that_read_as_zero_have_no_sign() -> None:
+    assert [number_text(value, ".2f") for value in (-0.001, 0.0, -0.01, 1234.5)] == ["0.00", "0.00", "-0.01", "1234.50"]
+    assert [number_text(value, "+,.1f") for value in (0.04, -0.04, 1234.0)] == ["0.0", "0.0", "+1,234.0"]
+
+
+def test_digits_tell_apart_what_is_not_equal() -> None:
+    assert digits_apart([-12.3, -11.8, 5.0, None], 0) == [1, 1, 0, 0]
+    assert digits_apart([1.0, 1.0, 2.0], 0) == [0, 0, 0]  # equal values may read the same
+    assert digits_apart([1.0, 1.00001, float("nan")], 1) == [1, 1, 1]  # and so may what nobody can tell apart
+    assert digits_apart([1.21, 1.23, 1.3], 1) == [2, 2, 1]
+
+
+def played(returns: list[list[float]], **more: list[list[float]]) -> dict[str, list[list[float]]]:
+    return {"returns": returns, "lengths": [[10.0] * len(row) for row in returns], **more}
+
+
+def raw(policies: dict[str, dict[str, list[list[float]]]], **more: object) -> dict[str, object]:
+    return {"env": "Maze-v0", "reference": None, "random": [], "demonstrations": None, "policies": policies, **more}
+
+
+def test_every_environment_has_intervals() -> None:
+    policies = {
+        "a": played([[-3.0, -5.0], [-4.0, -6.0]], successes=[[1.0, 0.0], [1.0, 0.0]]),
+        "chance": played([[-9.0, -11.0], [-10.0, -10.0]], successes=[[0.0, 0.0], [0.0, 0.0]]),
+    }
+    scores = summarise(raw(policies, random=["chance"], demonstrations=[-2.0, -4.0]))
+    a = scores["a"]
+    assert a["normalised_iqm"] is None
+    assert a["normalised_low"] is None
+    assert a["return_low"] < a["return_iqm"] == -4.5 < a["return_high"]
+    assert a["success_low"] < a["success_rate"] == 0.5 < a["success_high"]
+    assert a["expert_fraction"] == pytest.approx((-4.5 + 10) / 7)
+    assert a["expert_fraction_low"] < a["expert_fraction"] < a["expert_fraction_high"]
+    alone = summarise(raw({"a": played([[1.0]])}))["a"]
+    assert (alone["return_iqm"], alone["return_low"], alone["return_high"]) == (1.0, None, None)
+
+
+def test_the_printed_table_is_narrow_and_marks_controls(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a_policy_whose_name_is_as_long_as_names_are_in_a_grid_of_methods_and_labels"
+    policies = {
+        long: played([[-12.2, -12.2]] * 2),
+        "b": played([[-12.24, -12.24]] * 2),
+        "c": played([[-0.01, 0.0]] * 2),
+    }
+    policies = {name: played(values["returns"], successes=[[1.0, 0.0]] * 2) for name, values in policies.items()}
+    scores = summarise(raw(policies, reference=(-20.0, 100.0), demonstrations=[-19.0]))
+    print_scores(scores, ["b"])
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "b *" in printed
+    assert "6.50" in printed  # c's neighbours: 6.5 and 6.47 would both read 6.5
+    assert "6.47" in printed
+    assert "-0.0 " not in printed
+    assert "above 1.1 of the expert" in printed
 
 
 def test_ranking() -> None:

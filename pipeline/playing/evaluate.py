@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from dynarep.data.parallel import IN_PROCESS, ClusterConfig, ClusterError, map_shards, one_thread
 from dynarep.pipeline.nn.models import ActingModel
@@ -29,6 +31,9 @@ from dynarep.pipeline.tables import read_json
 
 Load = Callable[[Path], ActingModel]
 
+DRAWN_NUMBERS = 3
+"""Numbers in an observation up to which the path of an episode is kept, to be drawn."""
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -39,9 +44,35 @@ class _Job:
     first: int
 
 
-def _play(job: _Job) -> Rollouts:
+class _Watched:
+    """A policy whose observations in the first episode of each replica are kept."""
+
+    def __init__(self, policy: ActingModel) -> None:
+        self.policy = policy
+        self.seen: list[NDArray[np.float32]] = []
+
+    @property
+    def replicas(self) -> int:
+        return self.policy.replicas
+
+    def reset(self, seed: tuple[int, ...]) -> None:
+        self.policy.reset(seed)
+
+    def act(self, observations: Tensor) -> Tensor:
+        self.seen.append(observations[:, 0].numpy().copy())
+        return self.policy.act(observations)
+
+
+def _play(job: _Job) -> tuple[Rollouts, list[NDArray[np.float32]]]:
+    """A block of episodes, and the path of each replica's first episode where it is in this block and can be drawn."""
     with one_thread():
-        return play_block(job.load(job.folder), job.name, job.settings, job.first)
+        policy = job.load(job.folder)
+        if job.first > 0 or policy.architecture.observation_dim > DRAWN_NUMBERS:
+            return play_block(policy, job.name, job.settings, job.first), []
+        watched = _Watched(policy)
+        block = play_block(watched, job.name, job.settings, job.first)
+        seen = np.stack(watched.seen, axis=1)
+        return block, [path[:length] for path, length in zip(seen, block.lengths[:, 0], strict=True)]
 
 
 def play(
@@ -61,7 +92,8 @@ def play(
         cluster: where to play; ``settings.workers`` counts where it says nothing of processes of this machine.
 
     Returns:
-        Rollouts by name, all episodes of each, without states.
+        Rollouts by name, all episodes of each; of the states only those of each replica's first episode, where an observation
+        has at most ``DRAWN_NUMBERS`` numbers.
     """
     from rich.console import Console
     from rich.progress import track
@@ -76,7 +108,10 @@ def play(
     played = map_shards(_play, jobs, cluster.or_workers(min(settings.workers or available_cores(), len(jobs))))
     shown = track(played, next(iter(folders)), total=len(jobs), console=Console(stderr=True), transient=True)
     try:
-        found = {where: block if motion is None else block.compared(motion) for where, block in shown}
+        found = {
+            where: replace(block if motion is None else block.compared(motion), states=[[path] for path in paths])
+            for where, (block, paths) in shown
+        }
     except ClusterError as error:
         raise EvaluationError(str(error)) from error
     blocks: dict[str, list[Rollouts]] = {name: [] for name in folders}
@@ -88,6 +123,7 @@ def play(
             np.concatenate([part.lengths for part in parts], axis=1),
             np.concatenate([part.successes for part in parts], axis=1),
             np.concatenate([part.distances for part in parts], axis=1),
+            parts[0].states,
         )
         for name, parts in blocks.items()
     }
@@ -109,7 +145,12 @@ def cards_behind(folder: Path, artifacts: Path) -> list[dict[str, Any]]:
 
 
 def evaluate(
-    name: str, settings: EvaluateConfig, artifacts: Path, load: Load | None = None, cluster: ClusterConfig = IN_PROCESS
+    name: str,
+    settings: EvaluateConfig,
+    artifacts: Path,
+    load: Load | None = None,
+    cluster: ClusterConfig = IN_PROCESS,
+    paths: Path | None = None,
 ) -> dict[str, Any]:
     """Play a policy, and if asked for its snapshots.
 
@@ -120,6 +161,8 @@ def evaluate(
         load: reads a policy from its folder; ``dynarep.pipeline.artifacts.storage.load_policy_model`` if None. Worker
             processes import it by name.
         cluster: where to play.
+        paths: file that receives the path of each replica's first episode, where an observation has at most
+            ``DRAWN_NUMBERS`` numbers: ``observations`` (N, obs_dim) and the ``replica`` (N,) of each.
 
     Returns:
         What ``returns.json`` holds: env and its options, seed, D4RL's reference returns or None, versions of the
@@ -142,6 +185,10 @@ def evaluate(
         check_recording(f"{folder}", settings.env, card)
     motion = load_motion(settings.motion, artifacts, observation_dim) if settings.motion.named else None
     rollouts = play(policies, settings, load, motion, cluster)
+    if paths is not None and rollouts[name].states:
+        drawn = [episodes[0] for episodes in rollouts[name].states]
+        replica = np.repeat(np.arange(len(drawn)), [len(path) for path in drawn])
+        np.savez_compressed(paths, observations=np.concatenate(drawn), replica=replica)
     return {
         "env": settings.env,
         "env_options": {**family(settings.env).options, **settings.env_options},

@@ -8,7 +8,9 @@ Precipice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -83,26 +85,96 @@ def stratified_interval(
     return _percentiles(means, confidence)
 
 
+def rate_interval(
+    hits: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of a share of episodes, such as a success rate.
+
+    The bounds are those of ``mean_interval``, or of Wilson's interval over all episodes where these are wider: a bootstrap
+    of ten successes in ten says that the rate is 1 for certain.
+
+    Args:
+        hits: (R, E) 1 or 0 per replica and episode.
+        confidence: mass between the bounds, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+    """
+    hits = np.asarray(hits, dtype=np.float64)
+    low, high = mean_interval(hits, confidence=confidence, resamples=resamples, seed=seed)
+    n, rate, z = hits.size, float(hits.mean()), NormalDist().inv_cdf((1 + confidence) / 2)
+    centre, spread = rate + z**2 / (2 * n), z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    low, high = min(low, (centre - spread) / (1 + z**2 / n)), max(high, (centre + spread) / (1 + z**2 / n))
+    return max(0.0, low), min(1.0, high)
+
+
+def fraction_interval(
+    values: ArrayLike,
+    chance: ArrayLike,
+    expert: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float] | None:
+    """Interval of ``expert_fraction``, with the chance of the episodes of all three.
+
+    Args:
+        values: (R, E) returns of a policy.
+        chance: (R, E) returns of a random policy; one number, such as a reference, is taken as certain.
+        expert: (n,) returns of the demonstrations; with one, that is taken as certain.
+        confidence: mass between the bounds, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound; None if the demonstrations and the random policy are not told apart, so that their distance is
+        no unit.
+    """
+    generator = np.random.default_rng(seed)
+    bottom, top = np.atleast_2d(np.asarray(chance, np.float64)), np.atleast_2d(np.asarray(expert, np.float64))
+    drawn, low, high = (_resampled([part], resamples, generator).mean(1) for part in (values, bottom, top))
+    unit = high - low
+    if (unit > 0).all() or (unit < 0).all():
+        return _percentiles((drawn - low) / unit, confidence)
+    return None
+
+
 def difference_interval(
-    values: ArrayLike, others: ArrayLike, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: ArrayLike,
+    others: ArrayLike,
+    *,
+    paired: bool = False,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile interval of the interquartile mean of ``values`` less that of ``others``.
 
-    Both are resampled on their own, as ``bootstrap_interval`` does it, though episodes may share their start states.
+    Both are resampled as ``bootstrap_interval`` does it.
 
     Args:
         values: (R, E) one score per replica and episode.
-        others: the same of another policy or run; the sizes may differ.
+        others: the same of another policy or run; the sizes may differ unless they are paired.
+        paired: replica r and episode e of both belong together, because they have the same seeds: every sample draws the
+            same replicas and episodes of both, so what they share cancels out. Else each is resampled on its own.
         confidence: mass between the bounds, in (0, 1).
         resamples: number of bootstrap samples.
         seed: of the resampling.
 
     Returns:
         Lower and upper bound; if both have one sign, the difference is told apart from chance.
+
+    Raises:
+        ValueError: if paired scores have different shapes.
     """
+    shapes = np.shape(values), np.shape(others)
+    if paired and shapes[0] != shapes[1]:
+        raise ValueError(f"paired scores have shapes {shapes[0]} and {shapes[1]}, expected equal ones")
     generator = np.random.default_rng(seed)
-    means, other_means = (_resampled_means([scores], resamples, generator) for scores in (values, others))
-    return _percentiles(means - other_means, confidence)
+    means = _resampled_means([values], resamples, generator)
+    if paired:
+        generator = np.random.default_rng(seed)
+    return _percentiles(means - _resampled_means([others], resamples, generator), confidence)
 
 
 def _resampled_means(
@@ -112,9 +184,7 @@ def _resampled_means(
     return np.asarray(trim_mean(_resampled(strata, resamples, generator), 0.25, axis=1))
 
 
-def _resampled(
-    strata: Sequence[ArrayLike], resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled(strata: Sequence[ArrayLike], resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Replicas and episodes drawn within each stratum, (resamples, scores)."""
     samples = []
     for values in (np.asarray(values, dtype=np.float64) for values in strata):
@@ -134,14 +204,15 @@ def _percentiles(values: NDArray[np.float64], confidence: float) -> tuple[float,
 def ranking(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Policies of an evaluation's ``metrics.json``, best first.
 
-    By the distance to a motion if one was asked for, else by normalised score, success rate or return, the first there is.
+    By the distance to a motion if one was asked for, else by normalised score, success rate, the interquartile mean of the
+    return or its mean, the first there is.
     """
 
     def score(name: str) -> float:
         found = metrics[name]
         if found["motion_distance"] is not None:
             return -float(found["motion_distance"])
-        keys = ("normalised_iqm", "success_rate", "return_mean")
-        return float(next(found[key] for key in keys if found[key] is not None))
+        keys = ("normalised_iqm", "success_rate", "return_iqm", "return_mean")
+        return float(next(found[key] for key in keys if found.get(key) is not None))
 
     return sorted(metrics, key=score, reverse=True)

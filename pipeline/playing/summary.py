@@ -8,7 +8,8 @@ demonstrations, and the distance to a motion where one is named.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,29 @@ from dynarep.pipeline.playing.scores import (
     OPTIONAL_SCORES,
     bootstrap_interval,
     expert_fraction,
+    fraction_interval,
     interquartile_mean,
-    mean_interval,
     normalised_score,
     ranking,
+    rate_interval,
 )
-from dynarep.pipeline.tables import read_json
+from dynarep.pipeline.tables import digits_apart, number_text, read_json
 
 Table = NDArray[np.float64]
+
+RANDOM_KIND = "random"
+"""Kind of the policies that act at random."""
+
+SAME_KEYS = ("env", "env_options", "seed", "max_steps", "reference")
+"""Of ``returns.json``, what all policies of a run have in common."""
+
+RETURNS_KEYS = (*SAME_KEYS, "versions", "policies")
+
+WIDTH = 80
+"""Columns of a printed table, at most."""
+
+ABOVE_EXPERT = 1.1
+"""An expert fraction from which on a note says so."""
 
 
 def episode_table(played: Mapping[str, Any], key: str) -> Table:
@@ -35,35 +51,44 @@ def episode_table(played: Mapping[str, Any], key: str) -> Table:
     return np.array(played[key], dtype=np.float64) if key in played else np.full(shape, np.nan)
 
 
-def gather(artifacts: Path) -> dict[str, Any]:
+def gather(artifacts: Path, entries: Collection[str] | None = None) -> dict[str, Any]:
     """The returns of all evaluated policies as one, as each ``returns.json`` has them.
 
-    Also ``random``, the policies that act at random, ``kinds`` by policy, and ``demonstrations``, the returns of what the scores
-    are compared with, or None.
+    Args:
+        artifacts: root of the stages' folders.
+        entries: of ``learn`` that count; None: all that were evaluated. What an entry left behind that a params file has no
+            more is not part of its run.
+
+    Returns:
+        What ``returns.json`` holds, with all policies and snapshots under ``policies``; also ``entries``, the entry of
+        ``learn`` behind each, ``kinds`` by entry, ``random``, the policies that act at random, and ``demonstrations``, the
+        returns of what the scores are compared with, or None.
 
     Raises:
         ValueError: if there are none, or they come from different environments.
     """
     paths = sorted((artifacts / "evaluate").glob("*/returns.json"))
+    paths = [path for path in paths if entries is None or path.parent.name in entries]
     if not paths:
         raise ValueError(f"{artifacts / 'evaluate'}/*/returns.json: no such file; there are no scores to report")
     found: dict[str, Any] = {}
+    owners: dict[str, str] = {}
     kinds: dict[str, str] = {}
     for path in paths:
-        returns = read_json(path)
-        for key in ("env", "env_options", "seed", "max_steps", "reference", "versions"):
+        entry, returns = path.parent.name, read_json(path)
+        for key in RETURNS_KEYS:
             if key not in returns:
                 raise ValueError(f"{path}: no {key!r}")
-            if found and returns[key] != found[key] and key != "versions":
+            if found and key in SAME_KEYS and returns[key] != found[key]:
                 raise ValueError(f"{path}: {key} is {returns[key]!r}, {paths[0]} has {found[key]!r}")
-        policies = {**found.get("policies", {}), **returns["policies"]}
-        found = {**returns, "policies": policies}
-        metadata = artifacts / "learn" / path.parent.name / "metadata.json"
-        kinds[path.parent.name] = str(read_json(metadata).get("kind")) if metadata.is_file() else ""
+        owners |= dict.fromkeys(returns["policies"], entry)
+        found = {**returns, "policies": {**found.get("policies", {}), **returns["policies"]}}
+        metadata = artifacts / "learn" / entry / "metadata.json"
+        kinds[entry] = str(read_json(metadata).get("kind")) if metadata.is_file() else ""
     demonstrations = artifacts / "demonstrate" / "metrics.json"
-    expert = read_json(demonstrations)["returns"] if demonstrations.is_file() else None
-    random = [name for name, kind in kinds.items() if kind == "random"]
-    return {**found, "kinds": kinds, "random": random, "demonstrations": expert}
+    expert = read_json(demonstrations).get("returns") if demonstrations.is_file() else None
+    random = [policy for policy, entry in owners.items() if kinds[entry] == RANDOM_KIND]
+    return {**found, "entries": owners, "kinds": kinds, "random": random, "demonstrations": expert}
 
 
 def summarise(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -72,14 +97,14 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Returns:
         For each policy: env, episodes, replicas, return_mean, length_mean; return_iqm, normalised_iqm (None without a D4RL
         reference), expert_fraction (None without demonstrations' returns, or without a random policy and a reference) and
-        success_rate (None if the environment never says), each with ``_low`` and ``_high``, its 95 % interval; and
-        motion_distance, the mean over episodes (None without a motion).
+        success_rate (None if the environment never says), each with its 95 % interval, ``_low`` and ``_high`` (None where
+        there is one episode, or none to compare with); and motion_distance, the mean over episodes (None without a motion).
     """
     reference = tuple(raw["reference"]) if raw["reference"] else None
-    chance = None if reference is None else float(reference[0])
+    chance = None if reference is None else np.array([[reference[0]]], dtype=np.float64)
     if chance is None and raw["random"]:
-        chance = float(episode_table(raw["policies"][raw["random"][0]], "returns").mean())
-    expert = float(np.mean(raw["demonstrations"])) if raw["demonstrations"] else None
+        chance = episode_table(raw["policies"][raw["random"][0]], "returns")
+    expert = np.array(raw["demonstrations"], dtype=np.float64) if raw["demonstrations"] else None
     tells = any(np.isfinite(episode_table(played, "successes")).any() for played in raw["policies"].values())
     return {
         name: _score(raw["env"], played, reference, chance, expert, tells) for name, played in raw["policies"].items()
@@ -90,13 +115,18 @@ def _score(
     env: str,
     played: Mapping[str, Any],
     reference: tuple[float, float] | None,
-    chance: float | None,
-    expert: float | None,
+    chance: Table | None,
+    expert: Table | None,
     tells: bool,
 ) -> dict[str, Any]:
     returns = episode_table(played, "returns")
     distance = float(episode_table(played, "distances").mean())
-    score = {
+    fraction, interval = None, None
+    if chance is not None and expert is not None:
+        fraction = expert_fraction(float(returns.mean()), float(chance.mean()), float(expert.mean()))
+        interval = None if fraction is None else fraction_interval(returns, chance, expert)
+    success = np.nan_to_num(episode_table(played, "successes")) if tells else None
+    return {
         "env": env,
         "episodes": returns.shape[1],
         "replicas": returns.shape[0],
@@ -104,65 +134,125 @@ def _score(
         "length_mean": float(episode_table(played, "lengths").mean()),
         **_iqm("return", returns),
         **_iqm("normalised", None if reference is None else normalised_score(returns, reference)),
+        "expert_fraction": fraction,
+        **_bounds("expert_fraction", returns, interval),
+        "success_rate": None if success is None else float(success.mean()),
+        **_bounds("success", returns, None if success is None else rate_interval(success)),
+        "motion_distance": distance if np.isfinite(distance) else None,
     }
-    fractions = (None, None, None)
-    if expert is not None and chance is not None and expert != chance:
-        low, high = mean_interval(returns)
-        fractions = tuple(expert_fraction(value, chance, expert) for value in (score["return_mean"], low, high))
-    score |= dict(zip(("expert_fraction", "expert_fraction_low", "expert_fraction_high"), fractions, strict=True))
-    success = np.nan_to_num(episode_table(played, "successes")) if tells else None
-    score["success_rate"] = None if success is None else float(success.mean())
-    score["success_low"], score["success_high"] = (None, None) if success is None else mean_interval(success)
-    score["motion_distance"] = distance if np.isfinite(distance) else None
-    return score
 
 
 def _iqm(name: str, values: Table | None) -> dict[str, float | None]:
     if values is None:
-        return {f"{name}_{part}": None for part in ("iqm", "low", "high")}
-    low, high = bootstrap_interval(values)
-    return {f"{name}_iqm": interquartile_mean(values), f"{name}_low": low, f"{name}_high": high}
+        return {f"{name}_iqm": None, f"{name}_low": None, f"{name}_high": None}
+    return {f"{name}_iqm": interquartile_mean(values), **_bounds(name, values, bootstrap_interval(values))}
 
 
-def print_scores(metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a table of scores, best first, at most 80 columns wide."""
+def _bounds(name: str, values: Table, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = (None, None) if interval is None or values.size < 2 else interval
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of the scores in a table.
+
+    Args:
+        title: of the column.
+        value: key of the score.
+        low: key of the lower bound of its interval; empty without one.
+        high: key of the upper bound.
+        form: of the numbers, with the least digits, such as ``,.1f``.
+    """
+
+    title: str
+    value: str
+    low: str
+    high: str
+    form: str
+
+    def known(self, scores: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether some policy has this score."""
+        return any(score[self.value] is not None for score in scores.values())
+
+    def texts(self, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """The score of each policy with its interval, with so many digits that different ones read differently."""
+        sign, least = self.form.split(".")
+        digits = digits_apart((score[self.value] for score in scores.values()), int(least.rstrip("f")))
+        return {
+            name: self._text(score, f"{sign}.{more}f")
+            for (name, score), more in zip(scores.items(), digits, strict=True)
+        }
+
+    def _text(self, score: Mapping[str, Any], form: str) -> str:
+        if score[self.value] is None:
+            return MISSING
+        text = number_text(score[self.value], form)
+        if not self.low or score[self.low] is None:
+            return text
+        return f"{text} [{number_text(score[self.low], form)}, {number_text(score[self.high], form)}]"
+
+
+MISSING = "–"
+MOTION = Column(OPTIONAL_SCORES["motion_distance"], "motion_distance", "", "", ".2f")
+NORMALISED = Column("normalised IQM", "normalised_iqm", "normalised_low", "normalised_high", ",.1f")
+SUCCESS = Column(OPTIONAL_SCORES["success_rate"], "success_rate", "success_low", "success_high", ".2f")
+RETURN = Column("return IQM", "return_iqm", "return_low", "return_high", ",.1f")
+FRACTION = Column("expert fraction", "expert_fraction", "expert_fraction_low", "expert_fraction_high", ".2f")
+
+
+def headline(scores: Mapping[str, Mapping[str, Any]]) -> Column:
+    """The score by which ``ranking`` orders these policies."""
+    return next(column for column in (MOTION, NORMALISED, SUCCESS, RETURN) if column.known(scores))
+
+
+def columns(scores: Mapping[str, Mapping[str, Any]]) -> list[Column]:
+    """The scores worth a column, the one that orders first."""
+    first = headline(scores)
+    centre = NORMALISED if NORMALISED.known(scores) else RETURN
+    others = [column for column in (centre, FRACTION, SUCCESS) if column is not first and column.known(scores)]
+    return [first, *others]
+
+
+def above_expert(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Policies that are so far above the demonstrations that a reader should ask why, best first."""
+    return [name for name in ranking(scores) if (scores[name]["expert_fraction"] or 0.0) > ABOVE_EXPERT]
+
+
+def print_scores(scores: Mapping[str, Mapping[str, Any]], controls: Collection[str] = ()) -> None:
+    """Print a table of scores, best first, at most 80 columns wide.
+
+    Args:
+        scores: from ``summarise``.
+        controls: policies that are marked as such.
+    """
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table as Printed
 
-    first = next(iter(metrics.values()))
-    table = Printed(title=f"{first['env']}: {first['replicas']} replicas, {first['episodes']} episodes each")
+    first = next(iter(scores.values()))
+    console = Console(highlight=False)
+    console = Console(highlight=False, width=min(console.width, WIDTH))
+    table = Printed(
+        title=f"{first['env']}: {first['replicas']} replicas, {first['episodes']} episodes each",
+        box=SIMPLE,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("policy", overflow="fold")
-    columns = [name for name in COLUMNS if any(score[COLUMNS[name][0]] is not None for score in metrics.values())]
-    if "normalised" in columns:
-        columns.remove("return IQM")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name in ranking(metrics):
-        table.add_row(name, *(_cell(metrics[name], *COLUMNS[column]) for column in columns))
-    Console().print(table)
-
-
-COLUMNS = {
-    "normalised": ("normalised_iqm", "normalised_low", "normalised_high", 1),
-    "return IQM": ("return_iqm", "return_low", "return_high", 1),
-    "success": ("success_rate", "success_low", "success_high", 2),
-    "of expert": ("expert_fraction", "expert_fraction_low", "expert_fraction_high", 2),
-    OPTIONAL_SCORES["motion_distance"]: ("motion_distance", "", "", 2),
-}
-"""Columns of the printed table: value, bounds of its interval, digits."""
-
-
-def _cell(score: Mapping[str, Any], value: str, low: str, high: str, digits: int) -> str:
-    if score[value] is None:
-        return "-"
-    text = number_text(score[value], digits)
-    return f"{text} [{number_text(score[low], digits)}, {number_text(score[high], digits)}]" if low else text
-
-
-def number_text(value: float, digits: int) -> str:
-    """A number with so many digits; zero has no sign."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+    shown = {column.title: column.texts(scores) for column in columns(scores)}
+    for title in shown:
+        table.add_column(title, justify="right", overflow="fold")
+    for name in ranking(scores):
+        table.add_row(f"{name} *" if name in controls else name, *(texts[name] for texts in shown.values()))
+    console.print(table)
+    if controls:
+        console.print("* control: no learned representation takes part")
+    far = above_expert(scores)
+    if far:
+        console.print(
+            f"above {ABOVE_EXPERT} of the expert: {', '.join(far)}; the demonstrations are not the best there is"
+        )
 
 
 def score_rows(raw: Mapping[str, Any]) -> list[dict[str, Any]]:

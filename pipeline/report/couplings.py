@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynarep.pipeline.report.html import data_uri, figure
-from dynarep.pipeline.report.inputs import MissingInputError, ReportError, read_arrays
+from dynarep.pipeline.report.inputs import Artifacts, MissingInputError, ReportError, read_arrays
 from dynarep.pipeline.report.plots import BLUE, canvas, pool, shade, svg
 
 PIXELS = 200
@@ -21,12 +21,12 @@ PIXELS = 200
 Example = Mapping[str, NDArray[Any]]
 
 
-def couplings_section(artifacts: Path) -> str:
+def couplings_section(artifacts: Artifacts) -> str:
     """One panel per episode, of which a slider shows one; without scripts all are shown."""
-    episodes = _examples(artifacts / "relabel")
+    episodes = _examples(artifacts)
     panels = "".join(
-        f'<div class="item" data-label="{escape(_title(number + 1, len(episodes), methods))}">{_panel(methods)}</div>\n'
-        for number, methods in enumerate(episodes)
+        f'<div class="item" data-label="{escape(_title(number + 1, len(episodes), labels))}">{_panel(labels)}</div>\n'
+        for number, labels in enumerate(episodes)
     )
     slider = (
         '<p class="control"><label for="episode">Episode</label> '
@@ -41,19 +41,22 @@ def couplings_section(artifacts: Path) -> str:
     )
 
 
-def _examples(folder: Path) -> list[dict[str, Example]]:
-    """Examples by method, one mapping per episode."""
-    episodes: dict[int, dict[str, Example]] = {}
-    for path in sorted(folder.glob("*/examples/*.npz")):
-        if not path.stem.isdigit():
-            raise ReportError(f"{path}: expected a number as the name of an example")
-        method = path.parents[1].name
-        example = read_arrays(path, "rewards", "agent")
-        _check(path, example)
-        episodes.setdefault(int(path.stem), {})[method] = example
+def _examples(artifacts: Artifacts) -> list[dict[str, Example]]:
+    """Examples by entry of ``relabel``, one mapping per episode of a dataset; datasets one after another."""
+    episodes: dict[tuple[str, str], dict[str, Example]] = {}
+    order: dict[tuple[str, str], int] = {}
+    for name in artifacts.names("relabel"):
+        for path in sorted((artifacts.folder("relabel", name) / "examples").glob("*.npz")):
+            if not path.stem.isdigit():
+                raise ReportError(f"{path}: expected a number as the name of an example")
+            example = read_arrays(path, "rewards", "agent")
+            _check(path, example)
+            episode = str(artifacts.metadata("relabel", name).get("dataset", "")), str(example["agent"])
+            episodes.setdefault(episode, {})[name] = example
+            order.setdefault(episode, int(path.stem))
     if not episodes:
-        raise MissingInputError(folder / "*" / "examples" / "*.npz")
-    return [episodes[number] for number in sorted(episodes)]
+        raise MissingInputError(artifacts.root / "relabel" / "*" / "examples" / "*.npz")
+    return [episodes[key] for key in sorted(episodes, key=lambda key: (key[0], order[key]))]
 
 
 def _check(path: Path, example: Example) -> None:
@@ -69,34 +72,35 @@ def _check(path: Path, example: Example) -> None:
         )
 
 
-def _title(number: int, total: int, methods: Mapping[str, Example]) -> str:
-    example = next(iter(methods.values()))
+def _title(number: int, total: int, labels: Mapping[str, Example]) -> str:
+    example = next(iter(labels.values()))
     title = f"{number} of {total}: {example['agent']}, {len(example['rewards']):,} steps"
     if "true_rewards" in example:
         title += f", true return {example['true_rewards'].sum(dtype=np.float64):,.0f}"
     return title
 
 
-def _panel(methods: Mapping[str, Example]) -> str:
-    couplings = "".join(_coupling(method, example) for method, example in methods.items() if "coupling" in example)
-    example = next(iter(methods.values()))
-    rows = {method: example["rewards"] for method, example in methods.items()}
+def _panel(labels: Mapping[str, Example]) -> str:
+    couplings = "".join(_coupling(name, example) for name, example in labels.items() if "coupling" in example)
+    example = next(iter(labels.values()))
+    rows = {name: example["rewards"] for name, example in labels.items()}
     if "true_rewards" in example:
         rows["true"] = example["true_rewards"]
     return f'<div class="panels">{couplings}</div>{_strips(str(example["agent"]), rows)}'
 
 
-def _coupling(method: str, example: Example) -> str:
+def _coupling(name: str, example: Example) -> str:
+    """The axes are those of TensorBoard's picture: the expert's steps to the right, the episode's upwards."""
     from matplotlib.colors import PowerNorm
 
     coupling = example["coupling"]
     agent_steps, expert_steps = coupling.shape
-    mass = pool(coupling, PIXELS).T
+    mass = pool(coupling, PIXELS)
     drawn = canvas(3.6, 2.7)
     axes = drawn.subplots()
     axes.imshow(
         mass,
-        extent=(0, agent_steps, 0, expert_steps),
+        extent=(0, expert_steps, 0, agent_steps),
         origin="lower",
         aspect="auto",
         cmap=shade(),
@@ -104,12 +108,12 @@ def _coupling(method: str, example: Example) -> str:
         interpolation="none",
     )
     axes.grid(visible=False)
-    axes.set_xlabel("step of the episode")
-    axes.set_ylabel("step of the expert")
+    axes.set_xlabel("step of the expert")
+    axes.set_ylabel("step of the episode")
     label = (
-        f"Coupling by {method} of {agent_steps} steps of {example['agent']} with {expert_steps} of {example['expert']}"
+        f"Coupling by {name} of {agent_steps} steps of {example['agent']} with {expert_steps} of {example['expert']}"
     )
-    return figure(svg(drawn, label), f"<b>{escape(method)}</b> with expert episode {escape(str(example['expert']))}")
+    return figure(svg(drawn, label), f"<b>{escape(name)}</b> with expert episode {escape(str(example['expert']))}")
 
 
 def _strongest(mass: NDArray[Any]) -> float:

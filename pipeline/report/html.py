@@ -9,12 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dynarep.pipeline.report.inputs import MissingInputError
+from dynarep.pipeline.report.inputs import Artifacts, MissingInputError
 
 NBSP = "\u00a0"
 
 
-def or_missing(make: Callable[..., str], artifacts: Path, *arguments: Any) -> str:
+def or_missing(make: Callable[..., str], artifacts: Artifacts, *arguments: Any) -> str:
     """A part of the page, or a note that names the file it lacks."""
     try:
         return make(artifacts, *arguments)
@@ -22,9 +22,9 @@ def or_missing(make: Callable[..., str], artifacts: Path, *arguments: Any) -> st
         return missing_note(artifacts, missing.path)
 
 
-def missing_note(artifacts: Path, path: Path, what: str = "") -> str:
+def missing_note(artifacts: Artifacts, path: Path, what: str = "") -> str:
     """A note that a file, or something in it, is not there."""
-    return note(f"not available: {what}{path.relative_to(artifacts.parent)}")
+    return note(f"not available: {what}{artifacts.relative(path)}")
 
 
 def note(text: str) -> str:
@@ -33,7 +33,12 @@ def note(text: str) -> str:
 
 
 def table(
-    caption: str, header: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], *, muted: Iterable[int] = ()
+    caption: str,
+    header: Sequence[tuple[str, str]],
+    rows: Iterable[Sequence[str]],
+    *,
+    muted: Iterable[int] = (),
+    shaded: Iterable[int] = (),
 ) -> str:
     """A table of escaped cells whose first column names the rows.
 
@@ -42,13 +47,11 @@ def table(
         header: (title, class of the column's cells) of each column.
         rows: texts.
         muted: numbers of rows that stand for reference.
+        shaded: numbers of rows that stand for controls.
     """
-    grey = set(muted)
+    classes = dict.fromkeys(shaded, " class=unlearned") | dict.fromkeys(muted, " class=reference")
     head = "".join(f'<th scope="col" class="{kind}">{escape(title)}</th>' for title, kind in header)
-    body = "".join(
-        f"<tr{' class=reference' if number in grey else ''}>{_cells(header, row)}</tr>\n"
-        for number, row in enumerate(rows)
-    )
+    body = "".join(f"<tr{classes.get(number, '')}>{_cells(header, row)}</tr>\n" for number, row in enumerate(rows))
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table><caption>{escape(caption)}'
         f"</caption><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n"
@@ -116,9 +119,6 @@ def listing(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def duration(seconds: float) -> str:
-    """A time span in words."""
-    if seconds < 60:
-        return f"{seconds:.0f}{NBSP}s"
-    minutes = round(seconds / 60)
-    return f"{minutes}{NBSP}min" if minutes < 120 else f"{minutes / 60:.1f}{NBSP}h"
+def beside(*parts: str) -> str:
+    """Parts of the page side by side where it is wide enough."""
+    return f'<div class="beside">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>\n'

@@ -6,23 +6,32 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
-from dynarep.pipeline.playing.scores import OPTIONAL_SCORES
+from dynarep.pipeline.playing.scores import normalised_score, ranking
+from dynarep.pipeline.playing.summary import RANDOM_KIND, episode_table, gather, summarise
 
-RANDOM = "random"
-POLICY_STAGES = ("imitate", "offline_rl")
-SCORE_FIELDS = (
-    *("env", "episodes", "replicas", "return_mean", "length_mean"),
-    *("normalised_iqm", "normalised_low", "normalised_high", "expert_fraction"),
-    *OPTIONAL_SCORES,
-)
+SECTIONS = ("pretrain", "relabel", "learn")
+"""Sections of entries, in the order of the chain."""
+
+NONE = "none"
+"""Stands for an input that an entry does without."""
+
+UNLEARNED_KINDS = ("identity", "standardise")
+"""Encoders that hand on the states as they are, or scaled."""
+
+LENGTH_KIND, TRUE_KIND = "constant", "recorded"
+"""Labels by which an episode is worth its length, and what the recording says."""
 
 
 class ReportError(ValueError):
@@ -95,58 +104,202 @@ def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def read_scores(artifacts: Path) -> dict[str, dict[str, Any]]:
-    """Scores of all policies, as ``dynarep.pipeline.playing.evaluate.summarise`` makes them.
+@dataclass(frozen=True)
+class Artifacts:
+    """What the stages left behind, by section and entry.
+
+    Args:
+        root: folder of the sections' folders.
+        entries: by section, those of a params file, in its order; a section that is not named has all that lie there.
+    """
+
+    root: Path
+    entries: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def folder(self, section: str, name: str) -> Path:
+        """Where an entry's output lies."""
+        return self.root / section / name
+
+    def names(self, section: str) -> list[str]:
+        """Entries of a section that were made."""
+        found = sorted(path.parent.name for path in (self.root / section).glob("*/metadata.json"))
+        return [name for name in self.entries.get(section, found) if name in found]
+
+    def optional(self, section: str, name: str, file: str) -> dict[str, Any]:
+        """A JSON object of an entry; empty if there is none."""
+        try:
+            return read_json(self.folder(section, name) / file)
+        except MissingInputError:
+            return {}
+
+    def metadata(self, section: str, name: str) -> dict[str, Any]:
+        """What is stored with an entry; empty if there is nothing."""
+        return self.optional(section, name, "metadata.json")
+
+    def settings(self, section: str, name: str) -> dict[str, Any]:
+        """The entry as its params file had it."""
+        entries = self.metadata(section, name).get("params", {}).get(section) or {}
+        return entries.get(name) or {}
+
+    def kind(self, section: str, name: str) -> str:
+        """Kind of an entry, for an encoder that of the model that was made."""
+        model = self.optional(section, name, "config.json") if section == "pretrain" else {}
+        return str(
+            model.get("kind")
+            or self.metadata(section, name).get("kind")
+            or self.settings(section, name).get("kind", "")
+        )
+
+    def weights(self, section: str, name: str) -> str:
+        """Digest of a model's weights; empty if it is not known."""
+        return str(self.optional(section, name, "config.json").get("sha256", ""))
+
+    def states(self, dataset: str) -> NDArray[np.float32]:
+        """States (T, obs_dim) of the first episode of a prepared dataset.
+
+        Raises:
+            MissingInputError: if they do not lie here.
+        """
+        index = self.root / "shards" / dataset / "index.json"
+        shards = read_json(index).get("shards") or [{}]
+        path = index.parent / str(shards[0].get("file", "shard-000000.tar"))
+        try:
+            with tarfile.open(path) as shard:
+                for member in shard:
+                    content = shard.extractfile(member)
+                    if content is not None and member.name.endswith(".safetensors"):
+                        return np.asarray(load(content.read())["observations"], np.float32)
+        except FileNotFoundError:
+            raise MissingInputError(path) from None
+        except (tarfile.TarError, SafetensorError, KeyError, OSError) as error:
+            raise ReportError(f"{path}: not a shard of episodes: {error}") from None
+        raise ReportError(f"{path}: holds no episode")
+
+    def relative(self, path: Path) -> str:
+        """How the page names a file."""
+        return path.relative_to(self.root.parent).as_posix()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the evaluation knows of every episode, and what it is worth.
+
+    Args:
+        artifacts: where it lies.
+        raw: as ``dynarep.pipeline.playing.summary.gather`` gives it.
+        scores: by policy, as ``summarise`` makes them.
+    """
+
+    artifacts: Artifacts
+    raw: Mapping[str, Any]
+    scores: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def order(self) -> list[str]:
+        """All policies, best first."""
+        return ranking(self.scores)
+
+    @property
+    def learned(self) -> list[str]:
+        """Those that do not act at random, best first."""
+        return [name for name in self.order if name not in self.raw["random"]]
+
+    def values(self, policy: str, key: str = "returns") -> NDArray[np.float64]:
+        """One number per replica and episode (R, E)."""
+        return episode_table(self.raw["policies"][policy], key)
+
+    def headline_values(self, policy: str) -> NDArray[np.float64]:
+        """Of each episode: normalised score, or return without a reference."""
+        returns, reference = self.values(policy), self.raw["reference"]
+        return normalised_score(returns, reference) if reference else returns
+
+    @property
+    def unit(self) -> str:
+        """What ``headline_values`` are."""
+        return "normalised score" if self.raw["reference"] else "return"
+
+    def entry(self, policy: str) -> str:
+        """The entry of ``learn`` behind a policy, which may be one of its snapshots."""
+        return str(self.raw["entries"][policy])
+
+    def lineage(self, policy: str) -> Lineage:
+        """What a policy was made from."""
+        return lineage(self.artifacts, self.entry(policy))
+
+
+def read_scores(artifacts: Artifacts) -> Scored:
+    """All scores.
 
     Raises:
-        ReportError: also if there are none.
+        ReportError: if there are none, or a file is damaged.
     """
-    path = artifacts / "evaluate" / "metrics.json"
     try:
-        scores = read_json(path)
-    except MissingInputError:
-        raise ReportError(f"{path}: no such file; there are no scores to report") from None
-    if not set(scores) - {RANDOM}:
-        raise ReportError(f"{path}: holds no score of a policy")
-    for name, score in scores.items():
-        for field in SCORE_FIELDS:
-            if field not in score:
-                raise ReportError(f"{path}: {name} has no {field!r}")
-    return scores
+        raw = gather(artifacts.root, artifacts.entries.get("learn"))
+        scored = Scored(artifacts, raw, summarise(raw))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ReportError(f"{artifacts.root / 'evaluate'}: not what the evaluation writes: {error!r}") from None
+    except ValueError as error:
+        raise ReportError(str(error)) from None
+    if not scored.learned:
+        raise ReportError(f"{artifacts.root / 'evaluate'}: holds no score of a policy that does not act at random")
+    return scored
 
 
-def read_returns(artifacts: Path) -> dict[str, Any]:
-    """What the evaluation knows of every episode."""
-    path = artifacts / "evaluate" / "returns.json"
-    raw = read_json(path)
-    for field in ("env", "seed", "reference", "versions", "policies"):
-        if field not in raw:
-            raise ReportError(f"{path}: no {field!r}")
-    return raw
+@dataclass(frozen=True)
+class Lineage:
+    """What a policy was made from.
+
+    Args:
+        kind: of the learner.
+        label: the entry of ``relabel`` that it learned from; empty without.
+        label_kind: kind of that.
+        spaces: entries of ``pretrain`` that the label or the learner read.
+        learned: those of them that were learned, rather than raw or standardised states.
+        random: whether it acts at random.
+    """
+
+    kind: str
+    label: str = ""
+    label_kind: str = ""
+    spaces: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ()
+    random: bool = False
+
+    @property
+    def role(self) -> str:
+        """What the row is there for, where it is not a method with a learned representation."""
+        if self.random:
+            return "chance"
+        if self.learned or not self.kind:
+            return ""
+        if self.label_kind == LENGTH_KIND:
+            return "control: length"
+        if self.label_kind == TRUE_KIND:
+            return "reference: true reward"
+        return "control: no learned space"
 
 
-def episode_returns(artifacts: Path, raw: dict[str, Any], policy: str) -> NDArray[np.float64]:
-    """Returns (R, E) of a policy."""
-    if policy not in raw["policies"]:
-        raise ReportError(f"{artifacts}/evaluate: metrics.json scores {policy!r}, returns.json does not have it")
-    return np.array(raw["policies"][policy]["returns"], dtype=np.float64)
+def lineage(artifacts: Artifacts, entry: str) -> Lineage:
+    """What the policy of an entry of ``learn`` was made from; empty where nothing is known of it."""
+    kind, settings = artifacts.kind("learn", entry), artifacts.settings("learn", entry)
+    label = str(artifacts.metadata("learn", entry).get("rewards") or settings.get("rewards") or NONE)
+    label = "" if label == NONE else label
+    named = [settings.get("encoder"), artifacts.settings("relabel", label).get("space") if label else None]
+    spaces = tuple(dict.fromkeys(str(space) for space in named if space not in (None, NONE)))
+    learned = tuple(space for space in spaces if artifacts.kind("pretrain", space) not in UNLEARNED_KINDS)
+    return Lineage(kind, label, artifacts.kind("relabel", label) if label else "", spaces, learned, kind == RANDOM_KIND)
 
 
-def models(artifacts: Path) -> list[str]:
-    """Folders of all trained models, relative to ``artifacts``."""
-    policies = [path.parent for stage in POLICY_STAGES for path in sorted((artifacts / stage).glob("*/config.json"))]
-    return ["pretrain_dynamics", "pretrain_intent", *(str(folder.relative_to(artifacts)) for folder in policies)]
+def controls(scored: Scored) -> list[str]:
+    """Policies in which no learned representation takes part, and that do not act at random."""
+    return [name for name in scored.learned if scored.lineage(name).role.startswith("control")]
 
 
-def policy_metadata(artifacts: Path, policy: str) -> dict[str, Any]:
-    """What is stored with a policy; nothing if it has no file."""
-    for stage in POLICY_STAGES:
-        path = artifacts / stage / policy / "metadata.json"
-        if path.exists():
-            return read_json(path)
-    return {}
-
-
-def saw(artifacts: Path, policy: str) -> dict[str, str]:
+def saw(artifacts: Artifacts, entry: str) -> dict[str, str]:
     """What a policy was trained on, in words, by kind of data."""
-    return {str(kind): str(text) for kind, text in policy_metadata(artifacts, policy).get("saw", {}).items()}
+    return {str(kind): str(text) for kind, text in artifacts.metadata("learn", entry).get("saw", {}).items()}
+
+
+def models(artifacts: Artifacts) -> list[tuple[str, str]]:
+    """Section and name of everything that was made, in the order of the chain."""
+    return [(section, name) for section in SECTIONS for name in artifacts.names(section)]

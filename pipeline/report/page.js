@@ -1,5 +1,6 @@
 "use strict";
 (() => {
+  const REST = 1; // seconds between two runs of the films
   const root = document.documentElement;
   root.classList.add("js");
 
@@ -54,13 +55,15 @@
       output.value = `${(frame * seconds).toFixed(2)} s`;
       slider.setAttribute("aria-valuetext", output.value);
     };
-    const stop = () => { began = null; button.textContent = "Play"; };
+    let loops = false;
+    const stop = () => { began = null; loops = false; button.textContent = "Play"; };
     const tick = (now) => {
       if (began === null) return;
       const frame = Math.floor((now - began) / 1000 / seconds);
-      show(Math.min(frame, last));
-      if (frame >= last) stop();
-      else requestAnimationFrame(tick);
+      if (Number(slider.value) !== Math.min(frame, last)) show(Math.min(frame, last));
+      if (frame < last + (loops ? REST / seconds : 0)) requestAnimationFrame(tick);
+      else if (loops) { began = now; requestAnimationFrame(tick); }
+      else stop();
     };
     const play = () => {
       const from = Number(slider.value) < last ? Number(slider.value) : 0;
@@ -71,15 +74,25 @@
     button.addEventListener("click", () => (began === null ? play() : stop()));
     slider.addEventListener("input", () => { stop(); show(Number(slider.value)); });
     show(0);
-    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-    const once = new IntersectionObserver((entries) => {
-      if (entries.some((entry) => entry.isIntersecting)) { once.disconnect(); play(); }
-    }, { threshold: 0.3 });
-    once.observe(box.querySelector(".screens"));
+    // They run from the start, over and over, so that they move already when a reader comes to them.
+    if (last > 0 && !matchMedia("(prefers-reduced-motion: reduce)").matches) { loops = true; play(); }
+  }
+
+  function tables() {
+    for (const box of document.querySelectorAll(".scroll")) {
+      const mark = () => {
+        const rest = box.scrollWidth - box.clientWidth;
+        box.classList.toggle("wide", rest > 4);
+        box.classList.toggle("end", rest > 4 && box.scrollLeft > rest - 4);
+      };
+      new ResizeObserver(mark).observe(box);
+      box.addEventListener("scroll", mark, { passive: true });
+    }
   }
 
   addEventListener("DOMContentLoaded", () => {
     themes();
+    tables();
     document.querySelectorAll(".stepper").forEach(stepper);
     document.querySelectorAll(".films").forEach(films);
   });

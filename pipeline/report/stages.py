@@ -1,150 +1,126 @@
-"""One card per stage: what it made of what, how long that took, with which version; and all parameters, folded away."""
+"""What was made of what: datasets, a card per section with its entries, and all parameters, folded away."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from dynarep.pipeline.report.html import as_text, count, details, duration, facts, flatten, or_missing, table
-from dynarep.pipeline.report.inputs import MissingInputError, models, read_json, read_returns
+from dynarep.pipeline.report.html import as_text, count, details, facts, flatten, missing_note, or_missing, table
+from dynarep.pipeline.report.inputs import NONE, SECTIONS, Artifacts, Scored, models, read_json
+from dynarep.pipeline.tables import number_text
 
-STAGES = ("pretrain_dynamics", "pretrain_intent", "imitate", "relabel", "offline_rl", "evaluate")
-MEASURED = ("pretrain_dynamics", "pretrain_intent", "relabel")
-"""Stages whose metrics are not on the page otherwise."""
+INPUTS = {
+    "pretrain": ("dataset", "initial", "source"),
+    "relabel": ("dataset", "demonstrations", "space", "points"),
+    "learn": ("dataset", "demonstrations", "encoder", "rewards"),
+}
+"""Keys of an entry that name what it was made from, by section."""
 
 PURPOSES = {
-    "pretrain_dynamics": "Learns φ(s, a) and μ(s′), whose product says how likely a step is.",
-    "pretrain_intent": "Learns ψ(s), in which distance is the number of steps from one state to another.",
-    "imitate": "Imitates the demonstrations.",
-    "relabel": "Rewards the dataset by comparison with the demonstrations.",
-    "offline_rl": "Learns policies from the dataset and its new rewards.",
-    "evaluate": "Plays every policy and scores it.",
+    "pretrain": "Makes representations of states, and of states with actions.",
+    "relabel": "Rewards the dataset.",
+    "learn": "Makes policies from demonstrations, data and rewards.",
 }
 
 
-def stages_section(artifacts: Path) -> str:
-    """Datasets, cards, and the metadata of every model."""
-    cards = "".join(_card(artifacts, stage) for stage in STAGES)
-    metadata = "".join(or_missing(_metadata, artifacts, model) for model in models(artifacts))
-    return f'{_datasets(artifacts)}<div class="cards">{cards}</div>\n<h3>Parameters and fingerprints</h3>\n{metadata}'
+def stages_section(artifacts: Artifacts, scored: Scored) -> str:
+    """Datasets, entries, the evaluation, and the metrics and metadata of every entry."""
+    entries = "".join(or_missing(_entries, artifacts, section) for section in SECTIONS)
+    folded = "".join(
+        or_missing(_metrics, artifacts, section, name) + or_missing(_metadata, artifacts, section, name)
+        for section, name in models(artifacts)
+    )
+    evaluated = (
+        f'<div class="cards"><article><h3>evaluate</h3><p>Plays every policy.</p>{_evaluated(scored)}</article></div>'
+    )
+    return (
+        f"{_datasets(artifacts)}{entries}{evaluated}\n<h3>Metrics, parameters and fingerprints</h3>\n"
+        '<p class="note">When and where each stage ran, and with which revision, lies in logs/: it differs from run to run.</p>'
+        f"{folded}"
+    )
 
 
-def dataset_text(artifacts: Path, name: str) -> str:
+def dataset_text(artifacts: Artifacts, name: str) -> str:
     """A dataset in a sentence, with its size where that is known."""
-    path = artifacts / "shards" / name / "index.json"
+    path = artifacts.root / "shards" / name / "index.json"
     return f"{name} ({count(read_json(path)['transitions'], 'transition')})" if path.is_file() else name
 
 
-def _datasets(artifacts: Path) -> str:
-    """The prepared datasets that the models and labels were made from."""
+def _datasets(artifacts: Artifacts) -> str:
+    """The prepared datasets that the entries were made from."""
     used: dict[str, None] = {}
-    for folder in [*models(artifacts), "relabel"]:
-        path = artifacts / folder / "metadata.json"
-        if path.is_file():
-            used |= dict.fromkeys(read_json(path).get("datasets", {}))
+    for section, name in models(artifacts):
+        used |= dict.fromkeys(artifacts.metadata(section, name).get("datasets", {}))
     rows = []
     for name in used:
-        path = artifacts / "shards" / name / "index.json"
+        path = artifacts.root / "shards" / name / "index.json"
         if path.is_file():
             index = read_json(path)
             returns, episodes = index["returns"], sum(len(shard["episodes"]) for shard in index["shards"])
-            mean, best = (f"{sum(returns) / len(returns):,.0f}", f"{max(returns):,.0f}") if returns else ("–", "–")
+            mean, best = "–", "–"
+            if returns:
+                mean, best = (number_text(value, ",.0f") for value in (sum(returns) / len(returns), max(returns)))
             rows.append([name, index["env"] or "–", f"{episodes:,}", f"{index['transitions']:,}", mean, best])
     header = [("dataset", "name"), ("environment", "text")]
     header += [(title, "number") for title in ("episodes", "transitions", "mean return", "best return")]
     return table("Prepared datasets", header, rows) if rows else ""
 
 
-def _card(artifacts: Path, stage: str) -> str:
-    parts = "".join(or_missing(part, artifacts, stage) for part in (_facts, _metrics))
-    return f"<article><h3>{stage}</h3><p>{escape(PURPOSES[stage])}</p>{parts}</article>\n"
+def _entries(artifacts: Artifacts, section: str) -> str:
+    names = artifacts.names(section)
+    heading = f"<h3>{section}</h3><p>{escape(PURPOSES[section])}</p>"
+    if not names:
+        return heading + missing_note(artifacts, artifacts.root / section / "*" / "metadata.json")
+    keys = [key for key in INPUTS[section] if any(_input(artifacts, section, name, key) for name in names)]
+    rows = []
+    for name in names:
+        metadata = artifacts.metadata(section, name)
+        updates = (artifacts.settings(section, name).get("training") or {}).get("updates")
+        rows.append(
+            [
+                name,
+                artifacts.kind(section, name) or "–",
+                *(_input(artifacts, section, name, key) or "–" for key in keys),
+                "–" if updates is None else f"{updates:,}",
+                as_text(metadata.get("params", {}).get("replicas")),
+                as_text(metadata.get("version")),
+            ]
+        )
+    header = [("entry", "name"), ("kind", "text"), *((key, "text") for key in keys)]
+    header += [("updates", "number"), ("replicas", "number"), ("dynarep", "text")]
+    return heading + table(f"Entries of {section}", header, rows)
 
 
-def _facts(artifacts: Path, stage: str) -> str:
-    return facts([*FACTS[stage](artifacts, stage), *_timing(artifacts, stage), *_version(artifacts, stage)])
+def _input(artifacts: Artifacts, section: str, name: str, key: str) -> str:
+    value = artifacts.settings(section, name).get(key)
+    return "" if value in (None, NONE) else str(value)
 
 
-def _metrics(artifacts: Path, stage: str) -> str:
-    if stage not in MEASURED:
+def _metrics(artifacts: Artifacts, section: str, name: str) -> str:
+    path = artifacts.folder(section, name) / "metrics.json"
+    if section == "learn" and not path.is_file():
         return ""
-    rows = flatten(read_json(artifacts / stage / "metrics.json"))
-    return details("metrics", "", table(f"Metrics of {stage}", [("metric", "name"), ("value", "value")], rows))
+    rows = flatten(read_json(path))
+    title = f"{section}/{name}: metrics"
+    return details(title, "", table(title, [("metric", "name"), ("value", "value")], rows)) if rows else ""
 
 
-def _timing(artifacts: Path, stage: str) -> list[tuple[str, str]]:
-    path = artifacts / stage / "timing.json"
-    if not path.is_file():
-        return []
-    timing = read_json(path)
-    began = datetime.fromisoformat(timing["started"]).strftime("%Y-%m-%d %H:%M UTC")
-    return [("took", f"{duration(timing['seconds'])} on {count(timing['cores'], 'core')}"), ("began", began)]
+def _metadata(artifacts: Artifacts, section: str, name: str) -> str:
+    values: dict[str, Any] = read_json(artifacts.folder(section, name) / "metadata.json")
+    if section != "learn":
+        values = {key: value for key, value in values.items() if key != "metrics"}
+    title = f"{section}/{name}: parameters and fingerprints"
+    return details(title, "", table(title, [("key", "name"), ("value", "value")], flatten(values)))
 
 
-def _version(artifacts: Path, stage: str) -> list[tuple[str, str]]:
-    """Version and revision; those of the first model where there are several."""
-    candidates = [artifacts / stage / "metadata.json", *sorted((artifacts / stage).glob("*/metadata.json"))]
-    metadata = next((read_json(path) for path in candidates if path.is_file()), None)
-    if metadata is None:
-        return []
-    revision = metadata.get("revision")
-    return [("made by", f"dynarep {as_text(metadata.get('version'))}" + (f", revision {revision}" if revision else ""))]
-
-
-def _pretrained(artifacts: Path, stage: str) -> list[tuple[str, str]]:
-    metadata = read_json(artifacts / stage / "metadata.json")
-    params = metadata.get("params", {})
-    training = params.get(stage, {}).get("training", {})
-    return [
-        ("from", ", ".join(metadata.get("datasets", {}))),
-        ("replicas", as_text(params["replicas"]) if "replicas" in params else ""),
-        ("updates", f"{training['updates']:,}" if "updates" in training else ""),
-    ]
-
-
-def _trained(artifacts: Path, stage: str) -> list[tuple[str, str]]:
-    folders = [path.parent for path in sorted((artifacts / stage).glob("*/config.json"))]
-    if not folders:
-        raise MissingInputError(artifacts / stage / "*" / "config.json")
-    metadata = [read_json(folder / "metadata.json") for folder in folders]
-    sources = dict.fromkeys(name for known in metadata for name in known.get("datasets", {}))
-    return [("from", ", ".join(sources)), ("policies", ", ".join(folder.name for folder in folders))]
-
-
-def _labelled(artifacts: Path, stage: str) -> list[tuple[str, str]]:
-    metadata = read_json(artifacts / stage / "metadata.json")
-    methods = [path.parent.name for path in sorted((artifacts / stage).glob("*/returns.tsv"))]
-    return [
-        ("dataset", as_text(metadata.get("dataset"))),
-        ("demonstrations", as_text(metadata.get("demonstrations"))),
-        ("methods", ", ".join(methods)),
-    ]
-
-
-def _evaluated(artifacts: Path, stage: str) -> list[tuple[str, str]]:
-    raw = read_returns(artifacts)
-    versions = ", ".join(f"{package} {number}" for package, number in raw["versions"].items())
-    episodes = {len(row) for played in raw["policies"].values() for row in played["returns"]}
-    return [
-        ("environment", raw["env"]),
-        ("episodes", f"{max(episodes)} per replica, from seed {raw['seed']}" if episodes else ""),
-        ("simulator", versions),
-    ]
-
-
-FACTS: dict[str, Callable[[Path, str], list[tuple[str, str]]]] = {
-    "pretrain_dynamics": _pretrained,
-    "pretrain_intent": _pretrained,
-    "imitate": _trained,
-    "relabel": _labelled,
-    "offline_rl": _trained,
-    "evaluate": _evaluated,
-}
-
-
-def _metadata(artifacts: Path, model: str) -> str:
-    values: dict[str, Any] = read_json(artifacts / model / "metadata.json")
-    rows = flatten(values)
-    return details(model, "", table(f"Metadata of {model}", [("key", "name"), ("value", "value")], rows))
+def _evaluated(scored: Scored) -> str:
+    raw = scored.raw
+    episodes = {score["episodes"] for score in scored.scores.values()}
+    return facts(
+        [
+            ("environment", raw["env"]),
+            ("episodes", f"{max(episodes)} per replica, from seed {raw['seed']}"),
+            ("longest", "" if raw["max_steps"] is None else f"{raw['max_steps']:,} steps"),
+            ("simulator", ", ".join(f"{package} {number}" for package, number in raw["versions"].items())),
+        ]
+    )

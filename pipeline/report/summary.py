@@ -1,132 +1,190 @@
-"""The run in a few sentences: what was learned from what, how good it is, how sure that is, what it cost."""
+"""The first screen: how good it is, the headline table with controls, a picture where states lie in a plane, the run in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from dynarep.pipeline.report.html import NBSP, count, duration, listing
+import numpy as np
+from numpy.typing import NDArray
+
+from dynarep.pipeline.playing.scores import difference_interval, interquartile_mean
+from dynarep.pipeline.playing.summary import MOTION, headline
+from dynarep.pipeline.report.html import NBSP, count, listing
 from dynarep.pipeline.report.inputs import (
-    POLICY_STAGES,
-    RANDOM,
+    LENGTH_KIND,
+    NONE,
+    UNLEARNED_KINDS,
+    Artifacts,
     MissingInputError,
-    read_json,
+    Scored,
+    controls,
     saw,
 )
+from dynarep.pipeline.report.plane import plane_pictures
 from dynarep.pipeline.report.representation import read_distances
-from dynarep.pipeline.report.scores import Scores, has_interval
-from dynarep.pipeline.report.stages import STAGES, dataset_text
-from dynarep.pipeline.playing.scores import ranking
+from dynarep.pipeline.report.scores import headline_table, named
+from dynarep.pipeline.report.stages import dataset_text
+from dynarep.pipeline.tables import number_text
 
 FEW_REPLICAS = 5
-PRETRAINED = {"pretrain_dynamics": "dynamics (φ and μ)", "pretrain_intent": "intent (ψ)"}
+
+Sentence = Callable[[Artifacts, Scored], str]
 
 
-def summary(artifacts: Path, scores: Scores) -> str:
-    """Paragraphs of HTML; a sentence whose input is missing is left out."""
-    paragraphs = {
-        "What was learned": [_representations, _policies],
-        "How good it is": [lambda artifacts: _best(artifacts, scores), _relabelling, _distance],
-        "How sure that is": [lambda artifacts: _certainty(scores)],
-        "What it took": [_cost],
-    }
-    html = ""
-    for title, makers in paragraphs.items():
-        sentences = []
-        for make in makers:
-            try:
-                sentences.append(make(artifacts))
-            except MissingInputError:
-                continue
-        if any(sentences):
-            html += f'<p class="lead"><b>{title}.</b> {escape(" ".join(filter(None, sentences)))}</p>\n'
-    return html
-
-
-def _representations(artifacts: Path) -> str:
-    sources: dict[str, list[str]] = {}
-    for stage, what in PRETRAINED.items():
-        path = artifacts / stage / "metadata.json"
-        if path.is_file():
-            datasets = [dataset_text(artifacts, name) for name in read_json(path).get("datasets", {})]
-            sources.setdefault(listing(datasets) if datasets else "unnamed data", []).append(what)
-    phrases = [f"of {listing(what)} from {source}" for source, what in sources.items()]
-    return f"Representations {'; '.join(phrases)}." if phrases else ""
-
-
-def _policies(artifacts: Path) -> str:
-    titles = {"imitate": "by imitation", "offline_rl": "by learning from new or true rewards"}
-    trained = {stage: len(list((artifacts / stage).glob("*/config.json"))) for stage in POLICY_STAGES}
-    phrases = [f"{number} {titles[stage]}" for stage, number in trained.items() if number]
-    labels = artifacts / "relabel" / "metadata.json"
-    against = read_json(labels).get("demonstrations") if labels.is_file() else None
-    if not phrases:
-        return ""
-    learned = f"Policies: {listing(phrases)}"
-    return learned + (
-        f"; new rewards come from comparison with {dataset_text(artifacts, against)}." if against else "."
+def summary(artifacts: Artifacts, scored: Scored) -> str:
+    """HTML; a sentence whose input is missing is left out."""
+    table = headline_table(artifacts, scored)
+    pictures = plane_pictures(artifacts, scored)
+    right = f'<div class="side">{pictures or table}</div>\n'
+    rest = (
+        _paragraph("How sure that is", [_certainty], artifacts, scored)
+        + _paragraph("What was learned", [_representations, _policies], artifacts, scored)
+        + _paragraph("What the labels and spaces say", [_relabelling, _distance], artifacts, scored)
     )
+    left = f"<div>{table}</div>\n" if pictures else ""
+    lead = _paragraph("How good it is", [_best, _learned], artifacts, scored)
+    return f'<div class="first"><div>{lead}</div>\n{left}{right}<div>{rest}</div></div>\n'
 
 
-def _best(artifacts: Path, scores: Scores) -> str:
-    names = [name for name in ranking(scores) if name != RANDOM]
+def _paragraph(title: str, makers: Sequence[Sentence], artifacts: Artifacts, scored: Scored) -> str:
+    sentences = []
+    for make in makers:
+        try:
+            sentences.append(make(artifacts, scored))
+        except MissingInputError:
+            continue
+    text = " ".join(filter(None, sentences))
+    return f'<p class="lead"><b>{title}.</b> {escape(text)}</p>\n' if text else ""
+
+
+def _representations(artifacts: Artifacts, scored: Scored) -> str:
+    sources: dict[str, list[str]] = {}
+    for name in artifacts.names("pretrain"):
+        kind = artifacts.kind("pretrain", name)
+        if kind not in UNLEARNED_KINDS:
+            datasets = [
+                dataset_text(artifacts, dataset) for dataset in artifacts.metadata("pretrain", name).get("datasets", {})
+            ]
+            sources.setdefault(listing(datasets) if datasets else "unnamed data", []).append(named(name, kind))
+    phrases = [f"{listing(what)} from {source}" for source, what in sources.items()]
+    return f"Representations: {'; '.join(phrases)}." if phrases else ""
+
+
+def _policies(artifacts: Artifacts, scored: Scored) -> str:
+    kinds: dict[str, int] = {}
+    for name in artifacts.names("learn"):
+        kinds[artifacts.kind("learn", name)] = kinds.get(artifacts.kind("learn", name), 0) + 1
+    against = [
+        artifacts.metadata("relabel", name).get("demonstrations")
+        for name in artifacts.names("relabel")
+        if artifacts.settings("relabel", name).get("space") not in (None, NONE)
+    ]
+    shown = [dataset_text(artifacts, str(name)) for name in dict.fromkeys(against) if name]
+    if not kinds:
+        return ""
+    learned = "Policies: " + listing([f"{number} of kind {kind}" for kind, number in sorted(kinds.items())])
+    return learned + (f"; labels come from comparison with {listing(shown)}." if shown else ".")
+
+
+def _best(artifacts: Artifacts, scored: Scored) -> str:
+    scores, names = scored.scores, scored.learned
     best = scores[names[0]]
     place = f"{names[0]} is the best of {len(names)} policies" if len(names) > 1 else f"{names[0]} was evaluated"
+    column = headline(scores)
+    score = (
+        ""
+        if column is MOTION
+        else f", {column.title} {_interval(best, column.value, column.low, column.high, column.form)}"
+    )
     text = (
-        f"On {best['env']}, {place}: over {count(best['replicas'], 'replica')} and "
-        f"{count(best['episodes'], 'episode')} of each, its mean return is {best['return_mean']:,.0f}{_normalised(best)}."
+        f"On {best['env']}, {place}: over {count(best['replicas'], 'replica')} and {count(best['episodes'], 'episode')} of each, "
+        f"mean return {number_text(best['return_mean'], ',.0f')}{score}."
     )
     if best["expert_fraction"] is not None:
-        percent = f"{100 * best['expert_fraction']:.0f}{NBSP}%"
+        percent = f"{number_text(100 * best['expert_fraction'], '.0f')}{NBSP}%"
         text += f" That is {percent} of the way from a random policy to the demonstrations."
-    expert = saw(artifacts, names[0]).get("expert")
+    expert = saw(artifacts, scored.entry(names[0])).get("expert")
     if expert:
         text += f" Of the expert it saw: {expert}."
-    if RANDOM in scores:
-        text += f" A uniform random policy has a mean return of {scores[RANDOM]['return_mean']:,.0f}."
     return text
 
 
-def _normalised(score: Mapping[str, Any]) -> str:
-    if score["normalised_iqm"] is None:
+def _interval(score: Mapping[str, Any], value: str, low: str, high: str, form: str) -> str:
+    text = number_text(score[value], form)
+    if score[low] is None:
+        return text
+    return f"{text} (95{NBSP}% interval {number_text(score[low], form)} to {number_text(score[high], form)})"
+
+
+def _learned(artifacts: Artifacts, scored: Scored) -> str:
+    """The best policy with a learned space beside the best control."""
+    with_space = [name for name in scored.learned if scored.lineage(name).learned]
+    without = controls(scored)
+    if not with_space or not without:
         return ""
-    text = f" and the interquartile mean of its normalised score {score['normalised_iqm']:.1f}"
-    if has_interval(score):
-        text += f" (95{NBSP}% interval {score['normalised_low']:.1f} to {score['normalised_high']:.1f})"
-    return text
+    name, control = with_space[0], without[0]
+    difference, (low, high) = _difference(scored, name, control)
+    reading = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    span = f"{number_text(difference, '+,.1f')}, 95{NBSP}% interval {number_text(low, '+,.1f')} to {number_text(high, '+,.1f')}"
+    return (
+        f"The best policy with a learned space, {name}, is {reading} the best control, {control} "
+        f"(difference of the {_unit(scored)}, paired by episode seed where both have the same episodes: {span})."
+    )
 
 
-def _relabelling(artifacts: Path) -> str:
-    methods = read_json(artifacts / "relabel" / "metrics.json")
-    found = [
-        f"{values['spearman_true_return']:.2f} ({method})"
-        for method, values in methods.items()
-        if isinstance(values, dict) and values.get("spearman_true_return") is not None
-    ]
+def _values(scored: Scored, name: str) -> NDArray[np.float64]:
+    """What the order is told by, the more the better."""
+    return -scored.values(name, "distances") if headline(scored.scores) is MOTION else scored.headline_values(name)
+
+
+def _unit(scored: Scored) -> str:
+    return "distance to the motion, reversed" if headline(scored.scores) is MOTION else scored.unit
+
+
+def _difference(scored: Scored, name: str, other: str) -> tuple[float, tuple[float, float]]:
+    """Difference of the interquartile means, and its interval; all policies play the same episodes."""
+    values, others = _values(scored, name), _values(scored, other)
+    interval = difference_interval(values, others, paired=values.shape == others.shape)
+    return interquartile_mean(values) - interquartile_mean(others), interval
+
+
+def _relabelling(artifacts: Artifacts, scored: Scored) -> str:
+    found, length = [], ""
+    for name in artifacts.names("relabel"):
+        spearman = artifacts.optional("relabel", name, "metrics.json").get("spearman_true_return")
+        if spearman is not None:
+            found.append(f"{number_text(spearman, '.2f')} ({name})")
+            if artifacts.kind("relabel", name) == LENGTH_KIND:
+                length = f" {name} is the length of the episode, the control."
     if not found:
         return ""
-    return (
-        f"Relabelled returns order the episodes as the true returns do with a rank correlation of {', '.join(found)}."
-    )
+    return f"Labels order the episodes as the true returns do with a rank correlation of {', '.join(found)}.{length}"
 
 
-def _distance(artifacts: Path) -> str:
-    distances = read_distances(artifacts)
-    if not {"psi", "raw"} <= set(distances):
+def _distance(artifacts: Artifacts, scored: Scored) -> str:
+    phrases, raw = [], ""
+    for name in artifacts.names("pretrain"):
+        if artifacts.kind("pretrain", name) in UNLEARNED_KINDS:
+            continue
+        if not (artifacts.folder("pretrain", name) / "distance.tsv").is_file():
+            continue
+        distances = read_distances(artifacts, name)
+        own = next(iter(distances.values()))
+        if "raw" in distances and len(distances) > 1:
+            last = distances["raw"]
+            raw = f"{last['mean'][-1]:.1f}-fold between raw states; {last['k'][-1]:.0f}-fold would be proportional to time"
+            phrases.append(f"{own['mean'][-1]:.1f}-fold in {name}")
+    if not phrases:
         return ""
-    psi, raw = distances["psi"], distances["raw"]
-    return (
-        f"From 1 to {psi['k'][-1]:.0f} steps apart, squared distance grows {psi['mean'][-1]:.1f}-fold in the intent "
-        f"space and {raw['mean'][-1]:.1f}-fold between raw states; {psi['k'][-1]:.0f}-fold would be proportional to time."
-    )
+    return f"Over the longest time that is compared, squared distance grows {', '.join(phrases)} and {raw}."
 
 
-def _certainty(scores: Scores) -> str:
-    names = [name for name in ranking(scores) if name != RANDOM]
-    best = scores[names[0]]
-    sentences = [_rivals(scores, names)] if len(names) > 1 else []
+def _certainty(artifacts: Artifacts, scored: Scored) -> str:
+    names = scored.learned
+    best = scored.scores[names[0]]
+    sentences = [_rivals(scored, names)] if len(names) > 1 else []
     if best["replicas"] == 1:
         sentences.append("There is one replica, so the intervals say nothing of other training seeds.")
     elif best["replicas"] < FEW_REPLICAS:
@@ -134,29 +192,12 @@ def _certainty(scores: Scores) -> str:
     return " ".join(sentences)
 
 
-def _rivals(scores: Scores, names: list[str]) -> str:
-    """The next best policy, and all that the evaluation cannot tell from the best."""
-    best, second = scores[names[0]], scores[names[1]]
-    if best["normalised_iqm"] is None or second["normalised_iqm"] is None:
-        return f"The next, {names[1]}, has a mean return of {second['return_mean']:,.0f}."
-    text = f"The next, {names[1]}, scores {second['normalised_iqm']:.1f}"
-    if not has_interval(best):
-        return f"{text}. One episode each has no interval."
-    near = [name for name in names[1:] if (scores[name]["normalised_high"] or 0) >= best["normalised_low"]]
-    if not near:
-        return f"{text}; their intervals do not overlap."
-    return (
-        f"{text}. The intervals of {listing(near)} overlap with that of {names[0]}, so which of them is better is open."
-    )
-
-
-def _cost(artifacts: Path) -> str:
-    found = {stage: artifacts / stage / "timing.json" for stage in STAGES if (artifacts / stage).is_dir()}
-    if not all(path.is_file() for path in found.values()):
-        return ""
-    seconds = {stage: float(read_json(path)["seconds"]) for stage, path in found.items()}
-    longest = max(seconds, key=lambda stage: seconds[stage])
-    return (
-        f"After prepare, the stages took {duration(sum(seconds.values()))} in all; the longest, {longest}, "
-        f"{duration(seconds[longest])}."
-    )
+def _rivals(scored: Scored, names: Sequence[str]) -> str:
+    """All that the evaluation cannot tell from the best."""
+    if _values(scored, names[0]).size < 2:
+        return "One episode has no interval, so no two policies are told apart."
+    open_ = [name for name in names[1:] if _difference(scored, names[0], name)[1][0] <= 0]
+    if not open_:
+        return f"{names[0]} is told apart from all others, by differences over the same episode seeds."
+    shown = listing(open_ if len(open_) <= 4 else [*open_[:3], f"{len(open_) - 3} more"])
+    return f"By differences over the same episode seeds, {names[0]} is not told apart from {shown}."
