@@ -23,7 +23,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 
 run: $(VENV)/.installed  ## set up and run the whole pipeline (dvc repro) on the embedded recordings
 	dvc repro
-	@echo "scores: artifacts/evaluate/metrics.json, page: artifacts/report/index.html"
+	@echo "scores: artifacts/report/metrics.json, page: artifacts/report/index.html"
 
 status: $(VENV)/.installed  ## tell which stages are fresh, and why the others are not
 	@python -m dynarep.stages.status || true
