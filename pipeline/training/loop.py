@@ -57,6 +57,7 @@ class TrainingLoop(pl.LightningModule):
         learner: nn.Module,
         sample: Sample,
         training: TrainingConfig,
+        name: str,
         key: str,
         code: str,
         seed: int,
@@ -72,7 +73,7 @@ class TrainingLoop(pl.LightningModule):
         self.sample = sample
         self.advance = advance
         self.training_config = training
-        self.key, self.code = key, code
+        self.name, self.key, self.code = name, key, code
         self.updates = 0
         self.rows: list[Tensor] = []
         """Loss and metrics (metrics, R) of each update of a chunk that is not complete."""
@@ -166,9 +167,9 @@ class TrainingLoop(pl.LightningModule):
         if not finite.all():
             k = int(finite.logical_not().nonzero()[0, 0])
             bad = [name for name, row in zip(names, table[k], strict=True) if not row.isfinite().all()]
-            name, update = self.key.rpartition("-")[0], self.updates - len(self.rows) + k + 1
+            update = self.updates - len(self.rows) + k + 1
             raise NonFiniteLossError(
-                f"{name}: {', '.join(bad)} became non-finite at update {update}; "
+                f"{self.name}: {', '.join(bad)} became non-finite at update {update}; "
                 f"last good checkpoint: {self.last_checkpoint or 'none was written yet'}"
             )
         if self.updates < end:
@@ -261,7 +262,9 @@ def train(
     key: str,
     advance: Advance | None = None,
 ) -> None:
-    """Train ``learner`` in place; write ``curves.tsv`` and ``snapshots/<update>/`` into ``run.output``, TensorBoard logs into ``run.logs``.
+    """Train ``learner`` in place.
+
+    Writes ``curves.tsv`` and ``snapshots/<update>/`` into ``run.output``, TensorBoard's logs into ``run.logs``.
 
     Args:
         learner: see the module docstring; it is moved to the training device and back to the CPU.
@@ -287,7 +290,7 @@ def train(
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     code = code_digest(learner, batch)
-    module = TrainingLoop(learner, partial(batch, sources), training, key, code, seed, advance)
+    module = TrainingLoop(learner, partial(batch, sources), training, name, key, code, seed, advance)
     saved = saved_updates(path, key, code)
     resume = None if saved is None else path
     if resume:
@@ -337,5 +340,7 @@ def _where(module: TrainingLoop, name: str) -> str:
     saved = "nothing of it is saved"
     if module.last_checkpoint is not None:
         behind = module.saved_updates < module.updates
-        saved = f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {relative(module.last_checkpoint)}"
+        saved = (
+            f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {relative(module.last_checkpoint)}"
+        )
     return f"at update {module.updates} of {module.training_config.updates} of {name}, {saved}"
