@@ -247,9 +247,8 @@ def datasets_of(values: Mapping[str, Any]) -> dict[str, str]:
                 if isinstance(entry, dict) and entry.get(key, NONE) != NONE:
                     found.setdefault(entry[key], f"{section}.{name}.{key}")
     motion = (values.get("evaluate") or {}).get("motion") or {}
-    for key in ("dataset", "scale"):
-        if motion.get(key) not in (None, NONE):
-            found.setdefault(motion[key], f"evaluate.motion.{key}")
+    if motion.get("dataset") not in (None, NONE):
+        found.setdefault(motion["dataset"], "evaluate.motion.dataset")
     return found
 
 
