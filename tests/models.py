@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dynarep.pipeline.encoders import (
-    DynamicsArchitecture,
-    DynamicsEncoder,
-    IntentArchitecture,
-    IntentEncoder,
-    Policy,
-    PolicyArchitecture,
-)
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsArchitecture, DynamicsEncoder
+from dynarep.pipeline.methods.encoders.icvf import IntentArchitecture, IntentEncoder
+from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
 from dynarep.pipeline.nn.networks import Normaliser
 
 Model = IntentEncoder | DynamicsEncoder | Policy

@@ -8,15 +8,9 @@ from torch import Tensor
 
 from dynarep.configs.params import validate
 from dynarep.pipeline.methods.rewards.ailot import intent_cost
-from dynarep.pipeline.methods.rewards.nearest import (
-    Matches,
-    NearestConfig,
-    SegmentConfig,
-    hard_coupling,
-    label,
-    segment_bounds,
-    with_lookahead,
-)
+from dynarep.pipeline.methods.rewards.nearest import NearestConfig
+from dynarep.pipeline.methods.rewards.segment import SegmentConfig, segment_bounds
+from dynarep.pipeline.search import Matches, hard_coupling, label, with_lookahead
 from dynarep.pipeline.transport import pad_with_last
 
 

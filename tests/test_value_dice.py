@@ -7,20 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.nn.functional import dual_objective, gradient_penalty
-from dynarep.pipeline.methods.learners.value_dice import (
-    ImitationBatch,
-    PerceptronCritic,
-    RepresentationCritic,
-    ReprValueDICEConfig,
-    TanhGaussianActor,
-    Term,
-    Transitions,
-    ValueDICE,
-    ValueDICEConfig,
-    orthogonality,
-)
+from dynarep.pipeline.dual_game import ImitationBatch, TanhGaussianActor, Transitions, dual_objective, orthogonality
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsArchitecture, DynamicsEncoder
+from dynarep.pipeline.methods.learners.repr_value_dice import RepresentationCritic, ReprValueDICEConfig, Term
+from dynarep.pipeline.methods.learners.value_dice import PerceptronCritic, ValueDICE, ValueDICEConfig
+from dynarep.pipeline.nn.functional import gradient_penalty
 from dynarep.pipeline.nn.networks import MLP, Normaliser
 
 torch.set_num_threads(1)
