@@ -32,14 +32,14 @@ SECTIONS = (*SHARED, *ROOMS, "evaluate", "report")
 """All that a params file may hold at its top."""
 
 MOVED = {
-    "pretrain_dynamics": "pretrain.<name>: {kind: contrastive, dataset, initial: none, noise: next, ..., training}; the keys of "
-    "its method stand beside them, encoder: <source> is an entry {kind: artifact, source}",
-    "pretrain_intent": "pretrain.<name>: {kind: icvf, dataset, initial: none, ..., training}; the keys of its method stand beside "
-    "them, encoder: <source> is an entry {kind: artifact, source}",
+    "pretrain_dynamics": "pretrain.<name>: {kind: contrastive, dataset, initial: none, noise: next, ..., training}; the keys "
+    "of its method stand beside them, encoder: <source> is an entry {kind: artifact, source}",
+    "pretrain_intent": "pretrain.<name>: {kind: icvf, dataset, initial: none, ..., training}; the keys of its method stand "
+    "beside them, encoder: <source> is an entry {kind: artifact, source}",
     "imitate": "learn.<policy>: {kind, dataset, demonstrations, encoder: none, rewards: none, ..., training}; repr_smodice is "
     "smodice with an encoder, bc with top is top_bc on rewards of kind recorded",
-    "offline_rl": "learn.<policy>: {kind: iql | td3_bc | top_bc, rewards: <entry of relabel>, ..., training}; rewards: true is an "
-    "entry of relabel of kind recorded",
+    "offline_rl": "learn.<policy>: {kind: iql | td3_bc | top_bc, rewards: <entry of relabel>, ..., training}; rewards: true "
+    "is an entry of relabel of kind recorded",
     "engine": "cluster: {kind, address, workers, retries}",
 }
 """Sections of older params files, and how each is written now."""
@@ -211,7 +211,8 @@ def parse_entry(section: str, name: str, values: Any, where: str = "") -> Entry[
     unknown = set(values) - of_inputs - of_method
     if unknown:
         known = ", ".join(sorted(of_inputs | of_method))
-        raise ParamsError("\n".join(f"{where}.{key}: unknown key; {method.kind} knows {known}" for key in sorted(map(str, unknown))))
+        lines = (f"{where}.{key}: unknown key; {method.kind} knows {known}" for key in sorted(map(str, unknown)))
+        raise ParamsError("\n".join(lines))
     inputs = validate(inputs_class, {k: v for k, v in values.items() if k in of_inputs}, where)
     chosen = validate(method.Config, {k: v for k, v in values.items() if k not in of_inputs}, where)
     if method.trains and inputs.training is None:
@@ -219,7 +220,9 @@ def parse_entry(section: str, name: str, values: Any, where: str = "") -> Entry[
     if not method.trains and inputs.training is not None:
         raise ParamsError(f"{where}.training: unknown key; {method.kind} is not trained")
     if section == "relabel" and inputs.training is not None and inputs.training.snapshots > 1:
-        raise ParamsError(f"{where}.training.snapshots: found {inputs.training.snapshots}, expected 1: no model is kept")
+        raise ParamsError(
+            f"{where}.training.snapshots: found {inputs.training.snapshots}, expected 1: no model is kept"
+        )
     if section == "learn":
         _check_learner(method, chosen, inputs, where)
     return Entry(section, name, method.kind, method, inputs, chosen)
@@ -228,12 +231,16 @@ def parse_entry(section: str, name: str, values: Any, where: str = "") -> Entry[
 def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str) -> None:
     needs = method.needs(c)
     if needs.rewards and inputs.rewards == NONE:
-        raise ParamsError(f"{where}.rewards: found none, expected an entry of relabel; {method.kind} learns from rewards")
+        raise ParamsError(
+            f"{where}.rewards: found none, expected an entry of relabel; {method.kind} learns from rewards"
+        )
     if not needs.rewards and inputs.rewards != NONE:
         raise ParamsError(f"{where}.rewards: found {inputs.rewards!r}, expected none; {method.kind} reads no rewards")
     if needs.encoder and not needs.optional_encoder and inputs.encoder == NONE:
         spaces = " and ".join(needs.encoder)
-        raise ParamsError(f"{where}.encoder: found none, expected an entry of pretrain with {spaces}; {method.kind} reads it")
+        raise ParamsError(
+            f"{where}.encoder: found none, expected an entry of pretrain with {spaces}; {method.kind} reads it"
+        )
     if not needs.encoder and inputs.encoder != NONE:
         raise ParamsError(f"{where}.encoder: found {inputs.encoder!r}, expected none; {method.kind} reads no encoder")
 
@@ -250,5 +257,3 @@ def datasets_of(values: Mapping[str, Any]) -> dict[str, str]:
     if motion.get("dataset") not in (None, NONE):
         found.setdefault(motion["dataset"], "evaluate.motion.dataset")
     return found
-
-

@@ -80,7 +80,9 @@ def learn(
     return policy, {"saw": saw, **learner.facts()}
 
 
-def _fingerprints(dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, rewards: Tensor | None) -> list[str]:
+def _fingerprints(
+    dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, rewards: Tensor | None
+) -> list[str]:
     found = [dataset.fingerprint, demonstrations.fingerprint]
     if encoder is not None:
         found.append(digest(*encoder.state_dict().values()))
@@ -143,7 +145,12 @@ def absorbed(episodes: list[Episode], needs: Needs) -> list[Episode]:
 
 
 def _check(
-    entry: Entry[LearnInputs], needs: Needs, dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, run: Run
+    entry: Entry[LearnInputs],
+    needs: Needs,
+    dataset: Dataset,
+    demonstrations: Dataset,
+    encoder: Encoder | None,
+    run: Run,
 ) -> None:
     where = entry.where
     for role, data in (("dataset", dataset), ("demonstrations", demonstrations)):

@@ -64,9 +64,7 @@ class Model(nn.Module):
         """A frozen copy of some replicas, in this order; one may come several times."""
         architecture = dataclasses.replace(self.architecture, replicas=len(replicas))
         rows = list(replicas)
-        state = {
-            name: tensor if name in self.shared else tensor[rows] for name, tensor in self.state_dict().items()
-        }
+        state = {name: tensor if name in self.shared else tensor[rows] for name, tensor in self.state_dict().items()}
         chosen = type(self)(architecture)  # type: ignore[call-arg]
         chosen.load_state_dict(state)
         chosen.eval().requires_grad_(False)
@@ -127,5 +125,3 @@ class ActingModel(Model):
     def forward(self, observation: Tensor) -> Tensor:
         """Actions of the first replica: (B, obs_dim) -> (B, act_dim)."""
         return self.act(observation[None])[0]
-
-

@@ -112,9 +112,7 @@ def _resampled_means(
     return np.asarray(trim_mean(_resampled(strata, resamples, generator), 0.25, axis=1))
 
 
-def _resampled(
-    strata: Sequence[ArrayLike], resamples: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled(strata: Sequence[ArrayLike], resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Replicas and episodes drawn within each stratum, (resamples, scores)."""
     samples = []
     for values in (np.asarray(values, dtype=np.float64) for values in strata):

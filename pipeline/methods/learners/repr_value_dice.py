@@ -29,7 +29,14 @@ from torch import Tensor, nn
 from dynarep.configs.params import Field, config
 from dynarep.data.sampling import uniform_of
 from dynarep.pipeline.cloning import best_rows
-from dynarep.pipeline.dual_game import DualGame, DualGameConfig, ImitationBatch, PerceptronCritic, Transitions, transitions
+from dynarep.pipeline.dual_game import (
+    DualGame,
+    DualGameConfig,
+    ImitationBatch,
+    PerceptronCritic,
+    Transitions,
+    transitions,
+)
 from dynarep.pipeline.factorisation import Factorisation, expert_weights, occupancy_reward
 from dynarep.pipeline.method import Needs, Sources
 from dynarep.pipeline.nn.models import Model
@@ -126,9 +133,7 @@ class ReprValueDICE(DualGame):
             raise ValueError("repr_value_dice needs a dynamics encoder")
         c = self.config
         self.dynamics = (cast(Factorisation, encoder),)  # in a tuple: the critic holds the copy that is a part
-        return RepresentationCritic(
-            self.replicas, self.dynamics[0], c.hidden, c.gamma, c.terms, fine_tune=c.fine_tune
-        )
+        return RepresentationCritic(self.replicas, self.dynamics[0], c.hidden, c.gamma, c.terms, fine_tune=c.fine_tune)
 
     @torch.no_grad()
     def prepare(self, sources: Sources) -> None:

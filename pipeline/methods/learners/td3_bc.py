@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynarep.configs.params import Field, config
 from dynarep.pipeline.method import Learner, Needs, Sources, World
