@@ -94,7 +94,9 @@ def folded(files: set[str]) -> list[str]:
     lines: list[str] = []
     for folder in sorted({path.rpartition("/")[0] for path in files}):
         inside = {path for path in files if path.rpartition("/")[0] == folder}
-        every = {file.relative_to(ROOT).as_posix() for file in (ROOT / folder).rglob("*.py") if file.read_text().strip()}
+        every = {
+            file.relative_to(ROOT).as_posix() for file in (ROOT / folder).rglob("*.py") if file.read_text().strip()
+        }
         lines += [folder] if every <= inside and len(inside) > 2 else sorted(inside)
     return lines
 
