@@ -105,7 +105,7 @@ def _score(
         **_iqm("return", returns),
         **_iqm("normalised", None if reference is None else normalised_score(returns, reference)),
     }
-    fractions = (None, None, None)
+    fractions: tuple[float | None, ...] = (None, None, None)
     if expert is not None and chance is not None and expert != chance:
         low, high = mean_interval(returns)
         fractions = tuple(expert_fraction(value, chance, expert) for value in (score["return_mean"], low, high))
