@@ -76,6 +76,8 @@ def learn(
         raise ValueError(f"{entry.where}: {error}") from error
     transitions = f"{sum(e.length for e in dataset.episodes):,} transitions"
     saw = method.saw(c, describe(demonstrations), transitions, None if rewards is None else inputs.rewards)
+    if encoder is not None and needs.optional_encoder:
+        saw = {**saw, "other": f"{saw['other']}, also through {' and '.join(needs.encoder)}"}
     policy = cast(ActingModel, learner.export().eval().requires_grad_(False))
     return policy, {"saw": saw, **learner.facts()}
 
