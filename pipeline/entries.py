@@ -213,8 +213,8 @@ def parse_entry(section: str, name: str, values: Any, where: str = "") -> Entry[
         known = ", ".join(sorted(of_inputs | of_method))
         lines = (f"{where}.{key}: unknown key; {method.kind} knows {known}" for key in sorted(map(str, unknown)))
         raise ParamsError("\n".join(lines))
-    inputs = validate(inputs_class, {k: v for k, v in values.items() if k in of_inputs}, where)
-    chosen = validate(method.Config, {k: v for k, v in values.items() if k not in of_inputs}, where)
+    inputs: Any = validate(inputs_class, {k: v for k, v in values.items() if k in of_inputs}, where)
+    chosen: Any = validate(method.Config, {k: v for k, v in values.items() if k not in of_inputs}, where)
     if method.trains and inputs.training is None:
         raise ParamsError(f"{where}.training: missing; {method.kind} is trained")
     if not method.trains and inputs.training is not None:

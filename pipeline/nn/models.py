@@ -65,7 +65,7 @@ class Model(nn.Module):
         architecture = dataclasses.replace(self.architecture, replicas=len(replicas))
         rows = list(replicas)
         state = {name: tensor if name in self.shared else tensor[rows] for name, tensor in self.state_dict().items()}
-        chosen = type(self)(architecture)  # type: ignore[call-arg]
+        chosen = type(self)(architecture)
         chosen.load_state_dict(state)
         chosen.eval().requires_grad_(False)
         return chosen

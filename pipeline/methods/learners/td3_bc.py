@@ -251,7 +251,8 @@ class TD3BC(Learner):
         if recorded is None:
             raise ValueError("TD3BC: critic_penalty needs next_actions, the batch has none")
         distance = (unit_action - self._unit(recorded)).square().sum(-1)
-        return self.config.critic_penalty * torch.where(distance.isnan(), 0.0, distance)
+        penalty: Tensor = self.config.critic_penalty * torch.where(distance.isnan(), 0.0, distance)
+        return penalty
 
 
 def _pair(observations: Tensor, actions: Tensor) -> Tensor:
