@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def best_rows(rewards: Tensor, lengths: Sequence[int], share: float) -> list[Ten
 class Cloning(Learner):
     """Learner of a Gaussian policy by maximum likelihood."""
 
-    Config = CloningConfig
+    Config: ClassVar[type] = CloningConfig
     shown = ("loss", "squared_error")
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -68,7 +69,7 @@ def learn(
                 made[role] = TransitionTable.from_episodes(episodes, device=device)
             return made[role]
 
-        sources = Sources({role: lambda role=role: table(role) for role in tables}, run.replicas, 1, device, scaled)
+        sources = Sources({role: partial(table, role) for role in tables}, run.replicas, 1, device, scaled)
         learner.prepare(sources)
         if method.trains:
             _train(learner, entry, sources, run, _fingerprints(dataset, demonstrations, encoder, scaled))

@@ -111,8 +111,8 @@ def judgement(
     for space in spaces.values():
         _check(dataset, demonstrations, space)
     _same(dataset, demonstrations, "observation")
-    space = next(iter(spaces.values()), None)
-    return Judgement(run.replicas, space, spaces, dataset, demonstrations, device, run.seed)
+    first_space = next(iter(spaces.values()), None)
+    return Judgement(run.replicas, first_space, spaces, dataset, demonstrations, device, run.seed)
 
 
 def _check(dataset: Dataset, demonstrations: Dataset, space: Space) -> None:

@@ -329,7 +329,7 @@ class SMODICE(Cloning):
     Config = SMODICEConfig
 
     def __init__(self, c: SMODICEConfig, world: World) -> None:
-        super().__init__(c, *world.form, absorbing=world.absorbing)
+        super().__init__(c, *world.form, absorbing=world.absorbing)  # type: ignore[arg-type]
         encoder: Any = world.encoder
         if encoder is not None and c.observe == "states":
             raise ValueError("observe: found states, expected state_actions; with an encoder phi(s, a) is compared")
