@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from dynarep.configs.params import ParamsError, validate
-from dynarep.pipeline.methods.rewards.ailot import AILOTConfig, entry_step, intent_cost, intent_reward, label, squared_distance
+from dynarep.pipeline.methods.rewards.ailot import (
+    AILOTConfig,
+    entry_step,
+    intent_cost,
+    intent_reward,
+    label,
+    squared_distance,
+)
 from dynarep.pipeline.transport import Labels, pad_with_last, sinkhorn, uniform_masses
 
 LINE = torch.arange(4.0)[:, None]
