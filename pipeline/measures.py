@@ -36,6 +36,18 @@ class Measured:
     latents: dict[str, Any] = field(default_factory=dict)
 
 
+def check_held_out(held_out: list[Episode]) -> None:
+    """Refuse episodes of which none has a step to measure.
+
+    Raises:
+        ValueError: if all of them are shorter than two states.
+    """
+    if all(episode.length < 2 for episode in held_out):
+        raise ValueError(
+            f"held_out: none of the {len(held_out)} episodes held out of the dataset has two states; hold out more episodes"
+        )
+
+
 def measure_space(encoder: Encoder, held_out: list[Episode], episodes: Iterable[Episode]) -> Measured:
     """Calibrate an encoder of states, and compare its distances with numbers of steps, beside those of raw states.
 
@@ -52,10 +64,7 @@ def measure_space(encoder: Encoder, held_out: list[Episode], episodes: Iterable[
     """
     from scipy.stats import spearmanr
 
-    if all(episode.length < 2 for episode in held_out):
-        raise ValueError(
-            f"held_out: none of the {len(held_out)} episodes held out of the dataset has two states; hold out more episodes"
-        )
+    check_held_out(held_out)
     metrics: dict[str, Any] = {}
     calibration = encoder.calibration_of(encoder.spaces[0])
     if calibration is not None:

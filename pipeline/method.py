@@ -232,6 +232,13 @@ class EncoderMethod(Method):
         raise ValueError(f"{self.kind} cannot start from another encoder")
 
     @classmethod
+    def check_held_out(cls, held_out: list[Episode]) -> None:
+        """Refuse, before the training, episodes on which nothing can be measured."""
+        from dynarep.pipeline.measures import check_held_out
+
+        check_held_out(held_out)
+
+    @classmethod
     def measure(
         cls,
         c: Any,

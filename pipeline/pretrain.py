@@ -71,6 +71,10 @@ def pretrain(
     with source:
         if not kept:
             raise ValueError(f"{entry.where}.dataset: {dataset.name} has one episode; two are needed to hold one out")
+        try:
+            method.check_held_out(kept)
+        except ValueError as error:
+            raise ValueError(f"{entry.where}.{error}") from error
         spec = dataset.spec
         everything: list[TransitionTable] = []
 

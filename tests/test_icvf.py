@@ -334,5 +334,7 @@ def test_nothing_to_measure_on_is_refused_before_training(tmp_path: Path) -> Non
     episodes = [line(1, 1.0, "a"), line(1, 2.0, "b")]
     write_dataset(tmp_path / "short", "short", episodes, provenance={}, env=None, bounds=((), ()))
     c = entry("pretrain", "icvf", training=TrainingConfig(updates=10**9))
-    with pytest.raises(ValueError, match="hold out more episodes"):
+    with pytest.raises(
+        ValueError, match=r"^pretrain\.name\.held_out: none of the 1 episodes .* hold out more episodes$"
+    ):
         pretrain(c, load_dataset(tmp_path / "short"), Run("pretrain/intent", 0, 1, tmp_path, tmp_path))
