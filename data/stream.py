@@ -289,7 +289,7 @@ class EpisodeBuffer:
     A dataset that fits as a whole is held as a whole, in its own order, and never replaced.
 
     Attributes:
-        table: the episodes held at the moment, the oldest first; there after ``seek``.
+        table: the episodes held at the moment, the oldest first; there after ``advance``.
     """
 
     table: TransitionTable
@@ -362,6 +362,10 @@ class EpisodeBuffer:
         """Stop reading and close all files."""
         self._reader.shutdown(cancel_futures=True)
         self._files.close()
+
+    def state(self) -> dict[str, object]:
+        """Nothing: what is in the table follows from the update alone."""
+        return {}
 
     def advance(self, update: int, policy: object = None) -> None:
         """Have ``table`` hold what belongs to an update, counted from 0 and never going back.

@@ -11,6 +11,7 @@ import numpy as np
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
 
+
 def example_episodes(dataset: Dataset, count: int) -> list[Episode]:
     """At most ``count`` episodes in the order of their returns (lengths where unknown), the best one last.
 

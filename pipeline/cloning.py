@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def best_rows(rewards: Tensor, lengths: Sequence[int], share: float) -> list[Ten
 class Cloning(Learner):
     """Learner of a Gaussian policy by maximum likelihood."""
 
-    Config = CloningConfig
+    Config: ClassVar[type] = CloningConfig
     shown = ("loss", "squared_error")
 
     def __init__(
@@ -134,7 +134,10 @@ class Cloning(Learner):
 
     def losses(self, batch: Demonstrations) -> Losses:
         """-E log pi(a|s)."""
-        mean, actions = torch.tanh(self.policy.network(self.policy.features(batch.observations))), self.policy.unit(batch.actions)
+        mean, actions = (
+            torch.tanh(self.policy.network(self.policy.features(batch.observations))),
+            self.policy.unit(batch.actions),
+        )
         error = (mean.detach() - actions).square().mean((-1, -2))
         log_prob = gaussian_log_prob(actions, mean, self.log_std.clamp(-5.0, 2.0))
         return Losses(-log_prob.mean(-1), {"squared_error": error})

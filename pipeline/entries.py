@@ -31,14 +31,14 @@ SECTIONS = (*SHARED, *ROOMS, "evaluate", "report")
 """All that a params file may hold at its top."""
 
 MOVED = {
-    "pretrain_dynamics": "pretrain.<name>: {kind: contrastive, dataset, initial: none, noise: next, ..., training}; the keys of "
-    "its method stand beside them, encoder: <source> is an entry {kind: artifact, source}",
-    "pretrain_intent": "pretrain.<name>: {kind: icvf, dataset, initial: none, ..., training}; the keys of its method stand beside "
-    "them, encoder: <source> is an entry {kind: artifact, source}",
+    "pretrain_dynamics": "pretrain.<name>: {kind: contrastive, dataset, initial: none, noise: next, ..., training}; the keys "
+    "of its method stand beside them, encoder: <source> is an entry {kind: artifact, source}",
+    "pretrain_intent": "pretrain.<name>: {kind: icvf, dataset, initial: none, ..., training}; the keys of its method stand "
+    "beside them, encoder: <source> is an entry {kind: artifact, source}",
     "imitate": "learn.<policy>: {kind, dataset, demonstrations, encoder: none, rewards: none, ..., training}; repr_smodice is "
     "smodice with an encoder, bc with top is top_bc on rewards of kind recorded",
-    "offline_rl": "learn.<policy>: {kind: iql | td3_bc | top_bc, rewards: <entry of relabel>, ..., training}; rewards: true is an "
-    "entry of relabel of kind recorded",
+    "offline_rl": "learn.<policy>: {kind: iql | td3_bc | top_bc, rewards: <entry of relabel>, ..., training}; rewards: true "
+    "is an entry of relabel of kind recorded",
     "engine": "cluster: {kind, address, workers, retries}",
 }
 """Sections of older params files, and how each is written now."""
@@ -206,15 +206,18 @@ def parse_entry(section: str, name: str, values: Any, where: str = "") -> Entry[
     unknown = set(values) - of_inputs - of_method
     if unknown:
         known = ", ".join(sorted(of_inputs | of_method))
-        raise ParamsError("\n".join(f"{where}.{key}: unknown key; {method.kind} knows {known}" for key in sorted(map(str, unknown))))
-    inputs = validate(inputs_class, {k: v for k, v in values.items() if k in of_inputs}, where)
-    chosen = validate(method.Config, {k: v for k, v in values.items() if k not in of_inputs}, where)
+        lines = (f"{where}.{key}: unknown key; {method.kind} knows {known}" for key in sorted(map(str, unknown)))
+        raise ParamsError("\n".join(lines))
+    inputs: Any = validate(inputs_class, {k: v for k, v in values.items() if k in of_inputs}, where)
+    chosen: Any = validate(method.Config, {k: v for k, v in values.items() if k not in of_inputs}, where)
     if method.trains and inputs.training is None:
         raise ParamsError(f"{where}.training: missing; {method.kind} is trained")
     if not method.trains and inputs.training is not None:
         raise ParamsError(f"{where}.training: unknown key; {method.kind} is not trained")
     if section == "relabel" and inputs.training is not None and inputs.training.snapshots > 1:
-        raise ParamsError(f"{where}.training.snapshots: found {inputs.training.snapshots}, expected 1: no model is kept")
+        raise ParamsError(
+            f"{where}.training.snapshots: found {inputs.training.snapshots}, expected 1: no model is kept"
+        )
     if section == "learn":
         _check_learner(method, chosen, inputs, where)
     return Entry(section, name, method.kind, method, inputs, chosen)
@@ -223,12 +226,16 @@ def parse_entry(section: str, name: str, values: Any, where: str = "") -> Entry[
 def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str) -> None:
     needs = method.needs(c)
     if needs.rewards and inputs.rewards == NONE:
-        raise ParamsError(f"{where}.rewards: found none, expected an entry of relabel; {method.kind} learns from rewards")
+        raise ParamsError(
+            f"{where}.rewards: found none, expected an entry of relabel; {method.kind} learns from rewards"
+        )
     if not needs.rewards and inputs.rewards != NONE:
         raise ParamsError(f"{where}.rewards: found {inputs.rewards!r}, expected none; {method.kind} reads no rewards")
     if needs.encoder and not needs.optional_encoder and inputs.encoder == NONE:
         spaces = " and ".join(needs.encoder)
-        raise ParamsError(f"{where}.encoder: found none, expected an entry of pretrain with {spaces}; {method.kind} reads it")
+        raise ParamsError(
+            f"{where}.encoder: found none, expected an entry of pretrain with {spaces}; {method.kind} reads it"
+        )
     if not needs.encoder and not needs.optional_encoder and inputs.encoder != NONE:
         raise ParamsError(f"{where}.encoder: found {inputs.encoder!r}, expected none; {method.kind} reads no encoder")
 
@@ -242,10 +249,11 @@ def datasets_of(values: Mapping[str, Any]) -> dict[str, str]:
                 if isinstance(entry, dict) and entry.get(key, NONE) != NONE:
                     found.setdefault(entry[key], f"{section}.{name}.{key}")
     evaluate = values.get("evaluate") or {}
-    named = {"demonstrations": evaluate.get("demonstrations"), "motion.dataset": (evaluate.get("motion") or {}).get("dataset")}
+    named = {
+        "demonstrations": evaluate.get("demonstrations"),
+        "motion.dataset": (evaluate.get("motion") or {}).get("dataset"),
+    }
     for key, name in named.items():
         if name not in (None, NONE):
             found.setdefault(name, f"evaluate.{key}")
     return found
-
-

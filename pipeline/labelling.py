@@ -159,7 +159,7 @@ class Comparison(Reward):
         self.replicas = len(self.embedded_experts[0])
 
     @classmethod
-    def build(cls, c: Any, world: Judgement) -> Self:
+    def build(cls, c: Any, world: Judgement) -> Self:  # type: ignore[override]
         """With the demonstrations of a world."""
         return cls(c, world)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -68,11 +69,13 @@ def learn(
 
         def table(role: str) -> TransitionTable:
             if role not in made:
-                episodes = absorbed(tables[role].episodes, needs, EXPERT_STEPS if role == "demonstrations" else DATA_STEPS)
+                episodes = absorbed(
+                    tables[role].episodes, needs, EXPERT_STEPS if role == "demonstrations" else DATA_STEPS
+                )
                 made[role] = TransitionTable.from_episodes(episodes, device=device)
             return made[role]
 
-        sources = Sources({role: lambda role=role: table(role) for role in tables}, run.replicas, 1, device, scaled)
+        sources = Sources({role: partial(table, role) for role in tables}, run.replicas, 1, device, scaled)
         learner.prepare(sources)
         if method.trains:
             _train(learner, entry, sources, run, _fingerprints(dataset, demonstrations, encoder, scaled))
@@ -80,11 +83,15 @@ def learn(
         raise ValueError(f"{entry.where}: {error}") from error
     transitions = f"{sum(e.length for e in dataset.episodes):,} transitions"
     saw = method.saw(c, describe(demonstrations), transitions, None if rewards is None else inputs.rewards)
+    if encoder is not None and needs.optional_encoder:
+        saw = {**saw, "other": f"{saw['other']}, also through {' and '.join(needs.encoder)}"}
     policy = cast(ActingModel, learner.export().eval().requires_grad_(False))
     return policy, {"saw": saw, **learner.facts()}
 
 
-def _fingerprints(dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, rewards: Tensor | None) -> list[str]:
+def _fingerprints(
+    dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, rewards: Tensor | None
+) -> list[str]:
     found = [dataset.fingerprint, demonstrations.fingerprint]
     if encoder is not None:
         found.append(digest(*encoder.state_dict().values()))
@@ -162,7 +169,12 @@ def absorbed(episodes: list[Episode], needs: Needs, steps: int) -> list[Episode]
 
 
 def _check(
-    entry: Entry[LearnInputs], needs: Needs, dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, run: Run
+    entry: Entry[LearnInputs],
+    needs: Needs,
+    dataset: Dataset,
+    demonstrations: Dataset,
+    encoder: Encoder | None,
+    run: Run,
 ) -> None:
     where = entry.where
     for role, data in (("dataset", dataset), ("demonstrations", demonstrations)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dynarep.data.schema import Episode
-from dynarep.pipeline.method import Measured
 from dynarep.pipeline.nn.models import Encoder
 
 MAP_EPISODES, MAP_STATES = 60, 1500
@@ -19,6 +19,33 @@ MAP_EPISODES, MAP_STATES = 60, 1500
 
 HORIZON = 50
 """Largest number of steps over which distances are compared."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of an encoder.
+
+    Args:
+        metrics: for ``metrics.json``.
+        tables: rows of each table, by file name without ``.tsv``.
+        latents: arrays for a map of the space, see ``map_latents``; none without a map.
+    """
+
+    metrics: dict[str, Any]
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    latents: dict[str, Any] = field(default_factory=dict)
+
+
+def check_held_out(held_out: list[Episode]) -> None:
+    """Refuse episodes of which none has a step to measure.
+
+    Raises:
+        ValueError: if all of them are shorter than two states.
+    """
+    if all(episode.length < 2 for episode in held_out):
+        raise ValueError(
+            f"held_out: none of the {len(held_out)} episodes held out of the dataset has two states; hold out more episodes"
+        )
 
 
 def measure_space(encoder: Encoder, held_out: list[Episode], episodes: Iterable[Episode]) -> Measured:
@@ -37,10 +64,7 @@ def measure_space(encoder: Encoder, held_out: list[Episode], episodes: Iterable[
     """
     from scipy.stats import spearmanr
 
-    if all(episode.length < 2 for episode in held_out):
-        raise ValueError(
-            f"held_out: none of the {len(held_out)} episodes held out of the dataset has two states; hold out more episodes"
-        )
+    check_held_out(held_out)
     metrics: dict[str, Any] = {}
     name = encoder.spaces[0]
     calibration = encoder.calibration_of(name)
@@ -81,9 +105,7 @@ def step_calibration(encoder: Encoder, episodes: Iterable[Episode]) -> Tensor:
         count += episode.length
     if not (total > 0).all():
         constant = (total <= 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"psi of replica {constant} is the same for a state and the next, all over the data"
-        )
+        raise ValueError(f"psi of replica {constant} is the same for a state and the next, all over the data")
     return (count / total).float()
 
 

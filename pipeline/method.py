@@ -10,7 +10,7 @@ Parameters carry the replica axis first. Inside ``losses`` nothing synchronises 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -21,6 +21,7 @@ from dynarep.pipeline.nn.functional import Losses
 if TYPE_CHECKING:
     from dynarep.data.resident import Batch, TransitionTable
     from dynarep.data.schema import Episode
+    from dynarep.pipeline.measures import Measured
     from dynarep.pipeline.nn.models import Encoder, Model
     from dynarep.pipeline.training.config import TrainingConfig
 
@@ -223,21 +224,6 @@ class Method(nn.Module):
         return {}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of an encoder.
-
-    Args:
-        metrics: for ``metrics.json``.
-        tables: rows of each table, by file name without ``.tsv``.
-        latents: arrays for a map of the space, see ``dynarep.pipeline.measures.map_latents``; none without a map.
-    """
-
-    metrics: dict[str, Any]
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    latents: dict[str, Any] = field(default_factory=dict)
-
-
 class EncoderMethod(Method):
     """A method that makes an encoder."""
 
@@ -246,6 +232,13 @@ class EncoderMethod(Method):
     def start_from(self, encoder: Encoder) -> None:
         """Take the weights of an encoder of the same architecture."""
         raise ValueError(f"{self.kind} cannot start from another encoder")
+
+    @classmethod
+    def check_held_out(cls, held_out: list[Episode]) -> None:
+        """Refuse, before the training, episodes on which nothing can be measured."""
+        from dynarep.pipeline.measures import check_held_out
+
+        check_held_out(held_out)
 
     @classmethod
     def measure(

@@ -12,7 +12,8 @@ from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.shards import Dataset, ShardedDataset
 from dynarep.pipeline.artifacts.origin import Origin
 from dynarep.pipeline.entries import Entry, PretrainInputs
-from dynarep.pipeline.method import EncoderMethod, Measured, Sources, World
+from dynarep.pipeline.measures import Measured
+from dynarep.pipeline.method import EncoderMethod, Sources, World
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.sources import open_split
 from dynarep.pipeline.training.config import TrainingConfig
@@ -51,7 +52,9 @@ def pretrain(
     if origin is not None:
         origin.check_data(dataset)
     handed_on = origin is not None and not method.trains
-    absorbing = bool(getattr(origin.model.architecture, "absorbing", False)) if origin and handed_on else needs.absorbing is not None
+    absorbing = needs.absorbing is not None
+    if origin is not None and handed_on:
+        absorbing = bool(getattr(origin.model.architecture, "absorbing", False))
     training = inputs.training or TrainingConfig(updates=1)
     torch.manual_seed(run.seed)
     device = training_device()
@@ -67,9 +70,11 @@ def pretrain(
     )
     with source:
         if not kept:
-            raise ValueError(
-                f"{entry.where}.dataset: {dataset.name} has one episode; two are needed to hold one out"
-            )
+            raise ValueError(f"{entry.where}.dataset: {dataset.name} has one episode; two are needed to hold one out")
+        try:
+            method.check_held_out(kept)
+        except ValueError as error:
+            raise ValueError(f"{entry.where}.{error}") from error
         spec = dataset.spec
         everything: list[TransitionTable] = []
 
@@ -97,9 +102,13 @@ def pretrain(
         if method.trains:
             from dynarep.pipeline.training.loop import train
 
-            sources = Sources({"dataset": lambda: source.table, "whole": whole}, run.replicas, training.batch_size, device)
+            sources = Sources(
+                {"dataset": lambda: source.table, "whole": whole}, run.replicas, training.batch_size, device
+            )
             key = run_key(run, entry.kind, entry.config, inputs, dataset.fingerprint, origin and origin.sha256)
-            train(learner, sources, learner.batch, training, run=run, shown=method.shown, key=key, advance=source.advance)
+            train(
+                learner, sources, learner.batch, training, run=run, shown=method.shown, key=key, advance=source.advance
+            )
         source.advance(training.updates - 1)
         encoder = cast(Encoder, learner.export().eval().requires_grad_(False))
         try:

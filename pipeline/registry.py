@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import cast
 
 from dynarep.configs.params import ParamsError
 from dynarep.pipeline.method import METHODS, Method
@@ -25,10 +24,10 @@ def kinds(room: str) -> list[str]:
 
 def _load(room: str, kind: object, where: str) -> str:
     known = kinds(room)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ParamsError(f"{where}: found {kind!r}, expected one of {', '.join(known)}")
     import_module(f"dynarep.pipeline.methods.{room}.{kind}")
-    return cast(str, kind)
+    return kind
 
 
 def find_method(room: str, kind: object, where: str) -> type[Method]:

@@ -49,7 +49,7 @@ def relabel(
     demonstrations: Dataset,
     encoder: Encoder | None,
     run: Run,
-    engine: ClusterConfig = IN_PROCESS,
+    cluster: ClusterConfig = IN_PROCESS,
 ) -> Relabelling:
     """Reward every transition of ``dataset``.
 
@@ -59,20 +59,20 @@ def relabel(
         demonstrations: expert episodes.
         encoder: the one that the entry names, if any.
         run: names, seeds and folders, for a method that is trained.
-        engine: where the episodes are labelled; the rewards do not depend on it.
+        cluster: where the episodes are labelled; the rewards do not depend on it.
 
     Raises:
         ValueError: if observations or, where they are read, actions of both datasets differ in size or are missing, if
             replicas disagree, or if a space has values that are not finite.
     """
-    device = training_device() if engine.in_process else torch.device("cpu")
+    device = training_device() if cluster.in_process else torch.device("cpu")
     method = cast(type[Reward], entry.method)
     try:
         reward = method.build(entry.config, judgement(entry, dataset, demonstrations, encoder, run, device))
         if method.trains:
             _train(reward, entry, dataset, demonstrations, encoder, run)
         pieces = parts(dataset)
-        labelled = map_shards(partial(_labelled, reward), pieces, engine)
+        labelled = map_shards(partial(_labelled, reward), pieces, cluster)
         total = len(dataset.episodes)
         found = dict(episode_progress(labelled, lambda part: len(part[0]), total, run.title))
         rewards = {episode: values for piece in pieces for episode, values in found[piece][0].items()}
@@ -111,8 +111,8 @@ def judgement(
     for space in spaces.values():
         _check(dataset, demonstrations, space)
     _same(dataset, demonstrations, "observation")
-    space = next(iter(spaces.values()), None)
-    return Judgement(run.replicas, space, spaces, dataset, demonstrations, device, run.seed)
+    first_space = next(iter(spaces.values()), None)
+    return Judgement(run.replicas, first_space, spaces, dataset, demonstrations, device, run.seed)
 
 
 def _check(dataset: Dataset, demonstrations: Dataset, space: Space) -> None:
@@ -133,7 +133,12 @@ def _same(dataset: Dataset, demonstrations: Dataset, what: str) -> None:
 
 
 def _train(
-    reward: Reward, entry: Entry[RelabelInputs], dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, run: Run
+    reward: Reward,
+    entry: Entry[RelabelInputs],
+    dataset: Dataset,
+    demonstrations: Dataset,
+    encoder: Encoder | None,
+    run: Run,
 ) -> None:
     from dynarep.pipeline.training.loop import train
 
@@ -142,7 +147,9 @@ def _train(
     weights = digest(*encoder.state_dict().values()) if encoder is not None else ""
     for phase in reward.phases():
         sources = Sources({}, run.replicas, training.batch_size, training_device())
-        key = run_key(run, entry.kind, entry.config, entry.inputs, dataset.fingerprint, demonstrations.fingerprint, weights)
+        key = run_key(
+            run, entry.kind, entry.config, entry.inputs, dataset.fingerprint, demonstrations.fingerprint, weights
+        )
         train(phase.learner, sources, phase.batch, training, run=run, shown=phase.shown, key=key)
         if phase.finish is not None:
             phase.finish(sources)

@@ -145,7 +145,11 @@ class Stage:
         from dynarep.pipeline.training.run import Run
 
         c, values = self.run_config(), self.values()
-        trainer = validate(TrainerConfig, values.get("trainer") or {}, f"{self.params}: trainer") if shared else TrainerConfig()
+        trainer = (
+            validate(TrainerConfig, values.get("trainer") or {}, f"{self.params}: trainer")
+            if shared
+            else TrainerConfig()
+        )
         return Run(self.name, c.seed, c.replicas, output, self.checkpoints, trainer, self.place, self.logs)
 
     def dataset(self, name: str) -> Dataset:
@@ -215,7 +219,9 @@ class Stage:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"{self.destination}: another program is at work on this stage ({path}); wait for its end") from None
+            raise ValueError(
+                f"{self.destination}: another program is at work on this stage ({path}); wait for its end"
+            ) from None
         try:
             yield
         finally:
@@ -251,7 +257,9 @@ class Stage:
         }
 
 
-def stage_main(name: str, main: Callable[[Stage], None], arguments: list[str] | None = None, *, entries: bool = False) -> None:
+def stage_main(
+    name: str, main: Callable[[Stage], None], arguments: list[str] | None = None, *, entries: bool = False
+) -> None:
     """Parse a stage program's arguments and run it.
 
     A known error is one line on stderr and exit status 1; SIGINT (Ctrl-C) and SIGTERM are one line and 130.

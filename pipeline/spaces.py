@@ -47,8 +47,8 @@ def space_of(encoder: Encoder, which: str, dataset: Dataset, device: torch.devic
             from the next.
     """
     title = f"{name}.{which}" if name else which
-    if which not in encoder.spaces:
-        raise ValueError(f"space {name}: found points {which!r}, expected one of {', '.join(encoder.spaces)}")
+    if which not in encoder.offers:
+        raise ValueError(f"space {name}: found points {which!r}, expected one of {', '.join(encoder.offers) or 'none'}")
     reads_actions = which in encoder.reads_actions
     if reads_actions:
         found, expected = dataset.spec.action_dim, encoder.architecture.action_dim

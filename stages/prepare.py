@@ -17,7 +17,7 @@ def main(stage: Stage) -> None:
         if name not in known:
             raise DataError(f"{stage.params}: {key}: found {name!r}, expected one of {', '.join(known)} ({cards})")
     prepare(dict.fromkeys(named), cards=cards, root=stage.project, out=stage.shards, engine=stage.cluster())
-    nothing = stage.shards / NONE / "nothing"    # what a key names that names no dataset
+    nothing = stage.shards / NONE / "nothing"  # what a key names that names no dataset
     nothing.parent.mkdir(parents=True, exist_ok=True)
     nothing.touch()
 

@@ -8,9 +8,11 @@ import torch
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.training.loop import Run, TrainingConfig
-from dynarep.pipeline.imitate import CloningPolicyConfig, imitate
-from dynarep.pipeline.methods.learners.bc import BC, BCConfig, best_episodes
+from dynarep.pipeline.cloning import best_episodes
+from dynarep.pipeline.learn import learn
+from dynarep.pipeline.methods.learners.bc import BC, BCConfig
+from dynarep.pipeline.training.config import TrainingConfig
+from tests.entries import a_run, entry
 
 torch.set_num_threads(1)
 
@@ -126,32 +128,26 @@ def dataset(tmp_path: Path, make_episode: Callable[..., Episode]) -> Dataset:
     return load_dataset(folder)
 
 
-def run(folder: Path) -> Run:
-    (folder / "out").mkdir()
-    return Run("imitate", 0, 2, folder / "out", folder / "checkpoints")
+TRAINING = TrainingConfig(updates=150, batch_size=32, updates_per_chunk=75)
 
 
-def clone(**values: object) -> CloningPolicyConfig:
-    training = TrainingConfig(updates=150, batch_size=32, updates_per_chunk=75)
-    return CloningPolicyConfig(
-        kind="bc", method=BCConfig(hidden=(16,), learning_rate=1e-2), training=training, **values
-    )  # type: ignore[arg-type]
+def test_the_dataset_is_cloned_where_that_is_asked_for(dataset: Dataset, tmp_path: Path) -> None:
+    """The dataset has two actions, so that its mean is cloned; demonstrations of one of them give that one."""
+    for data, level in (("dataset", 0.0), ("demonstrations", 0.5)):
+        shown = replace(dataset, episodes=dataset.episodes[1:])
+        c = BCConfig(hidden=(16,), learning_rate=1e-2, data=data)  # type: ignore[arg-type]
+        made = entry("learn", "bc", c, training=TRAINING)
+        policy, facts = learn(made, dataset, shown, None, None, a_run(tmp_path / data))
+        assert policy.act(torch.randn(1, 50, 3)).mean().item() == pytest.approx(level, abs=0.15)
+        cloned = "1 episode (100 steps), observations and actions"
+        expected = ("nothing", "200 transitions without rewards") if data == "dataset" else (cloned, "nothing")
+        assert facts["saw"] == dict(zip(("expert", "other"), expected, strict=True))
 
 
-@pytest.mark.parametrize("top", [1.0, 0.5])
-def test_only_the_best_are_cloned(dataset: Dataset, tmp_path: Path, top: float) -> None:
-    policy, facts = imitate("best", clone(data="dataset", top=top), dataset, dataset, None, run(tmp_path))
-    error = (policy.act(torch.randn(1, 50, 3)) - 0.5).square().mean((1, 2))
-    assert (error < 0.05).all() if top < 1 else (error > 0.1).all()
-    best = "100 transitions of the 1 episodes of highest return"
-    expected = best if top < 1 else "200 transitions without rewards"
-    assert facts["saw"] == {"expert": "nothing", "other": expected}
-
-
-def test_the_best_of_nothing_are_refused(dataset: Dataset, tmp_path: Path) -> None:
-    without = replace(dataset, returns=None)
-    where = "imitate.policies.best.top: found 0.1"
-    with pytest.raises(ValueError, match=f"{where}, but dataset walk has no returns"):
-        imitate("best", clone(data="dataset", top=0.1), dataset, without, None, run(tmp_path))
-    with pytest.raises(ValueError, match=f"{where} with data: demonstrations, expected data: dataset"):
-        imitate("best", clone(top=0.1), dataset, dataset, None, run(tmp_path / "walk"))
+def test_actions_are_asked_for_where_they_are_cloned(
+    dataset: Dataset, make_episode: Callable[..., Episode], tmp_path: Path
+) -> None:
+    write_dataset(tmp_path / "seen", "seen", [make_episode(9, action_dim=0)], provenance={}, env=None, bounds=((), ()))
+    seen = load_dataset(tmp_path / "seen")
+    with pytest.raises(ValueError, match=r"learn\.name: dataset seen has no actions; bc imitates actions"):
+        learn(entry("learn", "bc", training=TRAINING), dataset, seen, None, None, a_run(tmp_path / "run"))

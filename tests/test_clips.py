@@ -1,6 +1,7 @@
 """Films: what they show, and that nothing fails where nothing renders."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,22 @@ from PIL import Image
 from dynarep.configs.params import ParamsError, validate
 from dynarep.data.schema import Episode
 from dynarep.data.shards import write_dataset
-from dynarep.pipeline import clips as module
 from dynarep.pipeline.artifacts.storage import save_model
+from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
+from dynarep.pipeline.methods.policies.uniform import Uniform, UniformArchitecture
+from dynarep.pipeline.playing import clips as module
 from dynarep.pipeline.playing.clips import (
     LONGEST_STRIP,
     RenderingError,
     film_policy,
     film_recording,
-    make_clips,
+    make_clip,
     recorded_positions,
     write_strip,
 )
-from dynarep.pipeline.encoders import Policy, PolicyArchitecture
 from dynarep.pipeline.playing.environments import make_environment
-from dynarep.pipeline.playing.evaluate import ClipsConfig, EvaluateConfig, evaluate
+from dynarep.pipeline.playing.evaluate import evaluate
+from dynarep.pipeline.playing.play import ClipsConfig, EvaluateConfig
 
 SETTINGS = EvaluateConfig(
     env="Hopper-v4", episodes=7, seed=5, max_steps=30, workers=1, clips=ClipsConfig(fps=12.5, width=64)
@@ -53,9 +56,9 @@ def write_policy(artifacts: Path, name: str) -> None:
     architecture = PolicyArchitecture(
         replicas=2, observation_dim=11, action_low=(-1.0,) * 3, action_high=(1.0,) * 3, hidden=(8,)
     )
-    folder = artifacts / "imitate" / name
+    folder = artifacts / "learn" / name
     save_model(folder, Policy(architecture))
-    (folder / "metadata.json").write_text(json.dumps({"demonstrations": "expert-1"}))
+    (folder / "metadata.json").write_text(json.dumps({"kind": "bc"}))
 
 
 @pytest.fixture
@@ -110,10 +113,12 @@ def test_observations_that_do_not_tell_the_positions() -> None:
 
 
 def test_a_policys_film_is_an_episode_that_was_scored(artifacts: Path, pictures: list[np.ndarray]) -> None:
-    _, raw = evaluate(SETTINGS, artifacts)
-    for name, folder in (("bc", artifacts / "imitate" / "bc"), ("random", None)):
+    chance = UniformArchitecture(replicas=1, observation_dim=11, action_low=(-1.0,) * 3, action_high=(1.0,) * 3)
+    save_model(artifacts / "learn" / "random", Uniform(chance))
+    for name in ("bc", "random"):
+        raw = evaluate(name, SETTINGS, artifacts)
         pictures.clear()
-        clip = film_policy(SETTINGS, name, folder)
+        clip = film_policy(SETTINGS, name, artifacts / "learn" / name)
         assert clip.facts["steps"] == raw["policies"][name]["lengths"][0][0]
         assert clip.facts["reward"] == pytest.approx(raw["policies"][name]["returns"][0][0], rel=1e-12)
         assert clip.facts["ended"] == (clip.facts["steps"] < 30)
@@ -140,12 +145,11 @@ def test_no_renderer_is_a_reason_and_no_failure(
     artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
-    index = make_clips(SETTINGS, artifacts, tmp_path)
-    assert index["clips"] == {}
-    assert set(index["notices"]) == {""}
-    assert "no renderer works (nonsense: " in index["notices"][""]
-    assert "nonsense" in index["notices"][""].split("(nonsense: ")[1]  # the simulator's own words
-    assert "apt-get install libegl1" in index["notices"][""]
+    made = make_clip(SETTINGS, "bc", partial(film_policy, SETTINGS, "bc", artifacts / "learn" / "bc"), tmp_path)
+    assert set(made) == {"seconds_per_frame", "notice"}
+    assert "no renderer works (nonsense: " in made["notice"]
+    assert "nonsense" in made["notice"].split("(nonsense: ")[1]  # the simulator's own words
+    assert "apt-get install libegl1" in made["notice"]
     assert list(tmp_path.glob("*.webp")) == []
 
 
@@ -162,13 +166,16 @@ def test_renderers_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_films_are_pictures_where_something_renders(artifacts: Path, tmp_path: Path) -> None:
-    index = make_clips(SETTINGS, artifacts, tmp_path)
-    if "" in index["notices"]:
-        pytest.skip(index["notices"][""])
-    assert index["notices"] == {}
-    assert index["seconds_per_frame"] == pytest.approx(0.08)
-    assert list(index["clips"]) == ["expert", "bc", "random"]
-    for name, clip in index["clips"].items():
+    films = {
+        "bc": partial(film_policy, SETTINGS, "bc", artifacts / "learn" / "bc"),
+        "expert": partial(film_recording, SETTINGS, artifacts / "shards" / "expert-1"),
+    }
+    for name, film in films.items():
+        clip = make_clip(SETTINGS, name, film, tmp_path)
+        if "no renderer works" in clip.get("notice", ""):
+            pytest.skip(clip["notice"])
+        assert "notice" not in clip
+        assert clip["seconds_per_frame"] == pytest.approx(0.08)
         with Image.open(tmp_path / clip["file"]) as strip:
             assert strip.size == (64, 64 * clip["frames"]), name
             frames = np.asarray(strip.convert("RGB"), dtype=float).reshape(clip["frames"], 64, 64, 3)

@@ -8,15 +8,8 @@ from torch import Tensor
 
 from dynarep.configs.params import validate
 from dynarep.pipeline.methods.rewards.ailot import intent_cost
-from dynarep.pipeline.methods.rewards.nearest import (
-    Matches,
-    NearestConfig,
-    SegmentConfig,
-    hard_coupling,
-    label,
-    segment_bounds,
-    with_lookahead,
-)
+from dynarep.pipeline.methods.rewards.segment import SegmentConfig, segment_bounds
+from dynarep.pipeline.search import Matches, SearchConfig, hard_coupling, label, with_lookahead
 from dynarep.pipeline.transport import pad_with_last
 
 
@@ -29,14 +22,20 @@ def episodes(*lengths: int, dim: int = 6) -> list[Tensor]:
     return [torch.randn(length, dim, generator=generator) for length in lengths]
 
 
+def label_by(c: SearchConfig, agent: Tensor, n: Tensor, expert: Tensor, m: Tensor, unit: Tensor, dim: int) -> Matches:
+    """``label`` within the segments of the configuration, if it has any."""
+    bounds = segment_bounds(n, m, agent.shape[1], c.segments) if isinstance(c, SegmentConfig) else None
+    return label(agent, n, expert, m, unit, c, dim, bounds)
+
+
 def match(
     agent: Tensor, expert: Tensor, *, calibration: float = 1.0, action_dim: int = 3, **settings: object
 ) -> Matches:
-    kind = SegmentConfig if "segments" in settings else NearestConfig
+    kind = SegmentConfig if "segments" in settings else SearchConfig
     lengths = (torch.tensor([len(x)]) for x in (agent, expert))
     n, m = lengths
     c = validate(kind, settings, "method")
-    return label(agent[None], n, expert[None], m, torch.tensor([calibration]), c, action_dim)
+    return label_by(c, agent[None], n, expert[None], m, torch.tensor([calibration]), action_dim)
 
 
 def test_worked_example() -> None:
@@ -157,8 +156,8 @@ def test_one_segment_is_the_nearest_of_all() -> None:
 def test_a_batch_is_its_members_and_padding_earns_nothing(settings: dict[str, object]) -> None:
     agents, experts = episodes(12, 30, 1), episodes(25, 9, 14)
     (agent, n), (expert, m) = pad_with_last(agents), pad_with_last(experts)
-    c = validate(SegmentConfig if "segments" in settings else NearestConfig, settings, "method")
-    found = label(agent, n, expert, m, torch.tensor([1.0, 2.0, 3.0]), c, 0)
+    c = validate(SegmentConfig if "segments" in settings else SearchConfig, settings, "method")
+    found = label_by(c, agent, n, expert, m, torch.tensor([1.0, 2.0, 3.0]), 0)
     for i, (x, y) in enumerate(zip(agents, experts, strict=True)):
         alone = match(x, y, calibration=i + 1.0, **settings)
         torch.testing.assert_close(found.rewards[i, : len(x)], alone.rewards[0])
@@ -170,8 +169,8 @@ def test_a_batch_is_its_members_and_padding_earns_nothing(settings: dict[str, ob
 def test_padding_of_the_expert_is_never_nearest(settings: dict[str, object]) -> None:
     agent, expert = episodes(30, 9)
     padded = torch.cat([expert, agent])[None]
-    c = validate(SegmentConfig if settings else NearestConfig, settings, "method")
-    found = label(agent[None], torch.tensor([30]), padded, torch.tensor([9]), torch.ones(1), c, 0)
+    c = validate(SegmentConfig if settings else SearchConfig, settings, "method")
+    found = label_by(c, agent[None], torch.tensor([30]), padded, torch.tensor([9]), torch.ones(1), 0)
     assert torch.equal(found.steps, match(agent, expert, **settings).steps)
 
 

@@ -12,50 +12,42 @@ from torch import Tensor
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import write_dataset
-from dynarep.pipeline.training.processes import TrainerConfig, check_processes, process_rank, rows_of
 from dynarep.pipeline.run import Stage
+from dynarep.pipeline.training.processes import TrainerConfig, check_processes, process_rank, rows_of
 
 PROGRAM = """
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from dynarep.data.shards import load_dataset
+from dynarep.pipeline.entries import parse_entry
+from dynarep.pipeline.learn import learn
+from dynarep.pipeline.pretrain import pretrain
 from dynarep.pipeline.training.processes import TrainerConfig, process_rank
-from dynarep.pipeline.training.loop import Run, TrainingConfig
-from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
-from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
-from dynarep.pipeline.methods.learners.iql import IQLConfig
-from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, offline_rl, scaled_rewards
-from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
-from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
+from dynarep.pipeline.training.run import Run
 
 torch.set_num_threads(1)
 work, devices, out = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 data = load_dataset(work / "data")
-training = TrainingConfig(updates=6, batch_size=8, updates_per_chunk=3, checkpoint_every=3, compile=False)
+training = {"updates": 6, "batch_size": 8, "updates_per_chunk": 3, "checkpoint_every": 3, "compile": False}
 mine = out / f"process-{process_rank()}"
 mine.mkdir(parents=True)
 run = Run("test", 0, 2, mine, out / "checkpoints", TrainerConfig(devices=devices))
-intent = ICVFConfig(hidden=(16,), latent_dim=8)
-contrast = DynamicsConfig(hidden=(16,), feature_dim=8)
-noise = NoiseConfig(dataset="data", states="next")
-models = {
-    "intent": pretrain_intent(
-        PretrainIntentConfig(dataset="data", held_out=0.2, method=intent, training=training), data, run.within("intent")
-    )[0]
+shared = {"dataset": "data", "initial": "none", "held_out": 0.2, "training": training, "hidden": [16]}
+values = {
+    "intent": {**shared, "kind": "icvf", "latent_dim": 8},
+    "quadratic": {**shared, "kind": "contrastive", "feature_dim": 8},
+    "ranking": {**shared, "kind": "contrastive", "feature_dim": 8, "loss": "ranking"},
 }
-for loss in ("quadratic", "ranking"):
-    section = PretrainDynamicsConfig(
-        dataset="data", noise=noise, held_out=0.2, method=replace(contrast, loss=loss), training=training
-    )
-    models[loss] = pretrain_dynamics(section, data, data, run.within(loss))[0]
-c = OfflineRLConfig(policies={"iql": OfflinePolicyConfig(rewards="true")}, iql=IQLConfig(hidden=(16, 16)), training=training)
-rewards = scaled_rewards(data, None, 2, c)
-models["iql"] = offline_rl(c, c.policies["iql"], data, rewards, run.within("iql"))
+models = {
+    name: pretrain(parse_entry("pretrain", name, value), data, run.phase(name)).encoder for name, value in values.items()
+}
+iql = {"kind": "iql", "dataset": "data", "demonstrations": "data", "rewards": "true", "hidden": [16, 16], "training": training}
+rewards = {e.id: e.rewards[None] for e in data.episodes}
+models["iql"] = learn(parse_entry("learn", "iql", iql), data, data, None, rewards, run.phase("iql"))[0]
 for name, model in models.items():
     save_file(model.state_dict(), mine / f"{name}.safetensors")
 """

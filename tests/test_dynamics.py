@@ -8,17 +8,18 @@ from torch import Tensor
 
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
-from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
 from dynarep.pipeline.methods.encoders.contrastive import (
     ContrastiveBatch,
     Dynamics,
+    DynamicsArchitecture,
     DynamicsConfig,
+    DynamicsEncoder,
     binary_loss,
+    measure,
     quadratic_loss,
     ranking_loss,
     retrieval_accuracy,
 )
-from dynarep.pipeline.pretrain_dynamics import measure
 
 torch.set_num_threads(1)
 

@@ -17,25 +17,24 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import ParamsError, validate
 from dynarep.data.folders import whole_folder
-from dynarep.pipeline import networks as mlp_module
-from dynarep.pipeline.training.loop import (
-    NonFiniteLossError,
-    Run,
-    TrainingConfig,
-    clip_gradients,
-    run_key,
-    train,
-    training_device,
-)
-from dynarep.pipeline.nn.functional import Losses, polyak
-from dynarep.pipeline.methods.learners.bc import BC, BCConfig
+from dynarep.pipeline.dual_game import ImitationBatch, Transitions
 from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig
 from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
+from dynarep.pipeline.methods.learners.bc import BC, BCConfig
 from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
 from dynarep.pipeline.methods.learners.td3_bc import TD3BC, SARSABatch, TD3BCConfig
-from dynarep.pipeline.methods.learners.value_dice import ImitationBatch, Transitions, ValueDICE, ValueDICEConfig
+from dynarep.pipeline.methods.learners.value_dice import ValueDICE, ValueDICEConfig
+from dynarep.pipeline.nn import networks as mlp_module
+from dynarep.pipeline.nn.functional import Losses, polyak
 from dynarep.pipeline.nn.networks import MLP
-from dynarep.pipeline.run import write_table
+from dynarep.pipeline.tables import write_table
+from dynarep.pipeline.training.checkpoint import seal
+from dynarep.pipeline.training.config import TrainingConfig
+from dynarep.pipeline.training.device import training_device
+from dynarep.pipeline.training.gradients import clip_gradients
+from dynarep.pipeline.training.loop import NonFiniteLossError, train
+from dynarep.pipeline.training.run import Run, run_key
+from tests.entries import NOTHING, drawn_by
 
 torch.set_num_threads(1)
 
@@ -103,12 +102,12 @@ def fit(
     sample: Callable[[torch.Generator], Any] = draw,
     learner: nn.Module | None = None,
     key: str = "key",
-    metrics: tuple[str, ...] = ("loss",),
+    shown: tuple[str, ...] = ("loss",),
 ) -> nn.Module:
     run = make_run(folder)
     learner = learner or Regression()
     try:
-        train(learner, sample, training, run=run, metrics=metrics, key=key)
+        train(learner, NOTHING, drawn_by(sample), training, run=run, shown=shown, key=key)
     except BaseException:
         assert not (run.output / "curves.tsv").exists()
         run.output.rename(folder / f"failed-{len(list(folder.iterdir()))}")
@@ -119,11 +118,6 @@ def fit(
 def read_curve(folder: Path) -> list[dict[str, float]]:
     with (folder / "output" / "curves.tsv").open() as file:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file, delimiter="\t")]
-
-
-def learned(folder: Path) -> list[dict[str, float]]:
-    """The curve without the speed."""
-    return [{k: v for k, v in row.items() if k != "updates_per_second"} for row in read_curve(folder)]
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -138,10 +132,10 @@ def checkpoint(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, list[dict[str, float]]]:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return fit(folder), learned(folder)
+    return fit(folder), read_curve(folder)
 
 
-def test_the_engine_is_the_plain_loop(uninterrupted: tuple[nn.Module, Any]) -> None:
+def test_the_loop_is_the_plain_one(uninterrupted: tuple[nn.Module, Any]) -> None:
     device = training_device()
     learner = Regression().to(device)
     first, second = learner.parameter_groups()
@@ -178,13 +172,16 @@ def test_what_training_leaves(tmp_path: Path) -> None:
     assert not learner.training
     assert all(p.device.type == "cpu" for p in learner.parameters())
     rows = read_curve(tmp_path)
-    assert list(rows[0]) == ["update", "loss", "absolute_error", "updates_per_second"]
-    assert all(row["updates_per_second"] > 0 for row in rows)
+    assert list(rows[0]) == ["update", "loss", "absolute_error"]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert list((tmp_path / "output" / "tensorboard").glob("events*"))
-    assert list((tmp_path / "checkpoints").iterdir()) == [checkpoint(tmp_path)]
+    assert [path.name for path in (tmp_path / "output").iterdir()] == [
+        "curves.tsv"
+    ]  # and no log, which differs each time
+    assert list((tmp_path / "checkpoints-logs").glob("events*"))
+    kept = checkpoint(tmp_path)
+    assert set((tmp_path / "checkpoints").iterdir()) == {kept, kept.with_suffix(".sha256")}
     header, *lines = (tmp_path / "output" / "curves.tsv").read_text().splitlines()
-    assert header == "update\tloss\tabsolute_error\tupdates_per_second"
+    assert header == "update\tloss\tabsolute_error"
     assert [line.split("\t")[0] for line in lines] == ["4", "8", "12", "16", "20", "24"]
 
 
@@ -211,7 +208,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert f"resuming at update 8 from {checkpoint(tmp_path)}" in capsys.readouterr().err
     assert calls == 16
     assert same(learner, uninterrupted[0])
-    assert learned(tmp_path) == uninterrupted[1]
+    assert read_curve(tmp_path) == uninterrupted[1]
 
 
 def test_a_finished_training_is_not_repeated(
@@ -224,7 +221,7 @@ def test_a_finished_training_is_not_repeated(
     torch.manual_seed(123)
     learner = fit(tmp_path, sample=failing(0, AssertionError("drawn")))
     assert same(learner, uninterrupted[0])
-    assert learned(tmp_path) == uninterrupted[1]
+    assert read_curve(tmp_path) == uninterrupted[1]
     assert torch.equal(torch.get_rng_state(), after)
 
 
@@ -254,7 +251,7 @@ def test_a_signal_stops_after_the_update_with_a_checkpoint(
     torch.manual_seed(123)
     learner = fit(tmp_path, sample=failing(24 - at - 1, AssertionError("drawn")))
     assert same(learner, uninterrupted[0])
-    assert learned(tmp_path) == uninterrupted[1]
+    assert read_curve(tmp_path) == uninterrupted[1]
 
 
 def test_a_signal_in_the_last_update_changes_nothing(tmp_path: Path, uninterrupted: tuple[nn.Module, Any]) -> None:
@@ -293,7 +290,7 @@ def test_a_run_can_be_resumed_twice(tmp_path: Path, uninterrupted: tuple[nn.Modu
             fit(tmp_path, sample=failing(9, InterruptionError()))
     learner = fit(tmp_path)
     assert same(learner, uninterrupted[0])
-    assert learned(tmp_path) == uninterrupted[1]
+    assert read_curve(tmp_path) == uninterrupted[1]
 
 
 @pytest.mark.parametrize("after", [14, 24])
@@ -314,7 +311,7 @@ def test_the_bar_on_a_terminal_ends_with_the_run(tmp_path: Path, after: int, mon
 
 
 def test_a_line_of_progress_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(tmp_path, metrics=("loss", "absolute_error"))
+    fit(tmp_path, shown=("loss", "absolute_error"))
     line = r"stage/model: 24/24  \d+/s  loss [\d.]+  absolute_error [\d.]+\n"
     assert re.fullmatch(line, capsys.readouterr().err)
 
@@ -331,10 +328,10 @@ def test_another_key_starts_anew(tmp_path: Path, uninterrupted: tuple[nn.Module,
         fit(tmp_path, sample=failing(23, InterruptionError()))
     learner = fit(tmp_path)
     assert same(learner, uninterrupted[0])
-    assert learned(tmp_path) == uninterrupted[1]
+    assert read_curve(tmp_path) == uninterrupted[1]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "pickle", "not sealed", "changed"])
 def test_a_damaged_checkpoint_starts_anew(
     tmp_path: Path,
     damage: str,
@@ -343,17 +340,28 @@ def test_a_damaged_checkpoint_starts_anew(
 ) -> None:
     path = checkpoint(tmp_path)
     path.parent.mkdir()
-    if damage == "pickle":  # nothing but tensors and plain values is ever loaded
+    if damage in ("not sealed", "changed"):
+        path.parent.rmdir()
+        stopped(tmp_path)
+        if damage == "changed":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        else:
+            path.with_suffix(".sha256").unlink()
+    elif damage == "pickle":  # nothing but tensors and plain values is ever loaded
         torch.save({"dynarep": {"key": "key"}, "callbacks": InterruptionError("harm")}, path)
     elif damage == "truncated":
         torch.save({"dynarep": {"key": "key"}, "weights": torch.zeros(1000)}, path)
         path.write_bytes(path.read_bytes()[:-2000])
     else:
         path.write_bytes(b"" if damage == "empty" else b"not a checkpoint")
+    if damage not in ("not sealed", "changed"):
+        seal(path)
     learner = fit(tmp_path)
     assert f"{path}: not a usable checkpoint" in capsys.readouterr().err
     assert same(learner, uninterrupted[0])
-    assert learned(tmp_path) == uninterrupted[1]
+    assert read_curve(tmp_path) == uninterrupted[1]
 
 
 class Breaking(Regression):
@@ -380,7 +388,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, at: int, what: str, value: fl
     def stage() -> None:
         with whole_folder(tmp_path / "artifact") as folder:
             run = Run("stage/model", 0, 2, folder, tmp_path / "checkpoints")
-            train(Breaking(at, what, value), draw, TRAINING, run=run, metrics=("loss",), key="stage/model-1234")
+            train(Breaking(at, what, value), NOTHING, drawn_by(draw), TRAINING, run=run, shown=("loss",), key="1234")
 
     with pytest.raises(NonFiniteLossError) as error:
         stage()
@@ -468,11 +476,12 @@ def test_training_clips_if_told_to(tmp_path: Path, clip: float | None) -> None:
     assert second < 0.8 * 24 * 0.1
 
 
-def test_within_makes_a_folder_for_one_of_several_models(tmp_path: Path) -> None:
+def test_a_phase_has_a_folder_of_its_own(tmp_path: Path) -> None:
     run = make_run(tmp_path, "imitate")
-    inner = run.within("bc")
+    inner = run.phase("bc")
     assert (inner.name, inner.output) == ("imitate/bc", run.output / "bc")
     assert inner.output.is_dir()
+    assert inner.logs == run.logs / "bc"
     assert (inner.seed, inner.replicas, inner.checkpoints) == (0, 2, run.checkpoints)
 
 

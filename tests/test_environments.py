@@ -13,7 +13,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from torch import Tensor
 
 from dynarep.configs.params import read_section
-from dynarep.pipeline import environments
+from dynarep.pipeline.methods.policies.uniform import Uniform, UniformArchitecture
+from dynarep.pipeline.playing import environments
 from dynarep.pipeline.playing.environments import (
     EvaluationError,
     check_observations,
@@ -22,7 +23,7 @@ from dynarep.pipeline.playing.environments import (
     simulator_versions,
     succeeded,
 )
-from dynarep.pipeline.playing.evaluate import EvaluateConfig, RandomPolicy, rollout
+from dynarep.pipeline.playing.play import EvaluateConfig, play_block
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # dm_control looks when it is imported, Gymnasium when it renders
 
@@ -61,8 +62,11 @@ def need(env: str) -> None:
         pytest.skip(str(error))
 
 
-def random_policy(env: str) -> RandomPolicy:
-    return RandomPolicy(make_environment(env).action_space, (0, 0))
+def random_policy(env: str) -> Uniform:
+    environment = make_environment(env)
+    low, high = (tuple(bound.tolist()) for bound in (environment.action_space.low, environment.action_space.high))
+    (size,) = environment.observation_space.shape
+    return Uniform(UniformArchitecture(replicas=1, observation_dim=size, action_low=low, action_high=high))
 
 
 @pytest.mark.parametrize("env", SIZES)
@@ -74,7 +78,7 @@ def test_evaluation(env: str) -> None:
     starts = [settings.make().reset(seed=seed)[0] for seed in (7, 7, 8)]
     np.testing.assert_array_equal(starts[0], starts[1])
     assert (starts[0] != starts[2]).any()
-    played = rollout(random_policy(env), "random", settings, 0)
+    played = play_block(random_policy(env), "random", settings, 0)
     assert played.lengths.tolist() == [[3]]
     assert np.isfinite(played.returns).all()
     robotic = environments.family(env).package == "gymnasium_robotics"
@@ -174,6 +178,9 @@ class Steps:
         self.values, self.replicas = torch.tensor(values), len(values)
         self.architecture = SimpleNamespace(observation_dim=3)
 
+    def reset(self, seed: tuple[int, ...]) -> None:
+        pass
+
     def act(self, observations: Tensor) -> Tensor:
         return self.values[:, None, None].expand(-1, observations.shape[1], 1)
 
@@ -181,9 +188,9 @@ class Steps:
 @pytest.mark.parametrize("key", ["success", "is_success"])
 def test_an_episode_succeeds_if_one_of_its_steps_does(key: str) -> None:
     settings = EvaluateConfig(env="LineMaze-v0", episodes=2, observations=VECTORS, env_options={"key": key})
-    played = rollout(Steps(1.0, 0.3), "p", settings, 0)  # one passes the goal and goes on, one never stands on it
+    played = play_block(Steps(1.0, 0.3), "p", settings, 0)  # one passes the goal and goes on, one never stands on it
     np.testing.assert_array_equal(played.successes, [[1.0, 1.0], [0.0, 0.0]])
-    played = rollout(Steps(1.0), "p", EvaluateConfig(**{**vars(settings), "env_options": {"key": "other"}}), 0)
+    played = play_block(Steps(1.0), "p", EvaluateConfig(**{**vars(settings), "env_options": {"key": "other"}}), 0)
     assert np.isnan(played.successes).all()
 
 

@@ -13,21 +13,13 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from dynarep.configs.params import ParamsError, validate
-from dynarep.pipeline import artifacts
-from dynarep.pipeline.playing.environments import EvaluationError, check_recording, d4rl_reference, make_environment
-from dynarep.pipeline.playing.evaluate import (
-    BLOCK,
-    EvaluateConfig,
-    RandomPolicy,
-    Rollouts,
-    cards_behind,
-    evaluate,
-    expert_returns,
-    find_policies,
-    print_scores,
-    rollout,
-    summarise,
-)
+from dynarep.pipeline.artifacts import storage
+from dynarep.pipeline.artifacts.storage import load_policy_model, save_model
+from dynarep.pipeline.methods.policies.uniform import Uniform, UniformArchitecture
+from dynarep.pipeline.playing.environments import EvaluationError, check_recording, make_environment
+from dynarep.pipeline.playing.evaluate import cards_behind, evaluate, return_rows
+from dynarep.pipeline.playing.play import BLOCK, EvaluateConfig, play_block
+from dynarep.pipeline.playing.summary import gather, print_scores, summarise
 from dynarep.pipeline.run import Stage
 from dynarep.stages import evaluate as stage
 
@@ -77,6 +69,9 @@ class Constant:
         self.values, self.replicas, self.queries = torch.tensor(values), len(values), 0
         self.architecture = SimpleNamespace(observation_dim=observation_dim)
 
+    def reset(self, seed: tuple[int, ...]) -> None:
+        pass
+
     def act(self, observations: Tensor) -> Tensor:
         self.queries += 1
         assert observations.dtype == torch.float32
@@ -96,42 +91,58 @@ class Network(torch.nn.Module):
         self.first = torch.randn(2, 11, 64, generator=generator)
         self.second = torch.randn(2, 64, 3, generator=generator) / 4
 
+    def reset(self, seed: tuple[int, ...]) -> None:
+        pass
+
     def act(self, observations: Tensor) -> Tensor:
         return torch.tanh(torch.tanh(observations @ self.first) @ self.second)
 
 
-def load_constant(folder: Path) -> Constant:
-    return Constant(*json.loads((folder / "config.json").read_text()))
+def load_constant(folder: Path) -> Any:
+    """Constant actions where the folder names them, else the policy that was saved."""
+    values = json.loads((folder / "config.json").read_text())
+    return Constant(*values) if isinstance(values, list) else load_policy_model(folder)
 
 
 def load_network(folder: Path) -> Network:
     return Network(len(folder.name))
 
 
-def rollouts(returns: Any, lengths: Any, **values: Any) -> Rollouts:
-    unknown = np.full(np.shape(returns), np.nan)
-    return Rollouts(np.array(returns), np.array(lengths), **{"successes": unknown, "distances": unknown, **values})
+def uniform(low: tuple[float, ...] = (-2.0,), high: tuple[float, ...] = (2.0,), observation_dim: int = 2) -> Uniform:
+    architecture = UniformArchitecture(replicas=1, observation_dim=observation_dim, action_low=low, action_high=high)
+    return Uniform(architecture)
 
 
-def add_policy(
-    artifacts: Path, stage: str, name: str, demonstrations: str | None = None, config: Any = (0.5, 1.0)
-) -> Path:
-    folder = artifacts / stage / name
+def add_policy(artifacts: Path, name: str, kind: str = "bc", config: Any = (0.5, 1.0)) -> Path:
+    folder = artifacts / "learn" / name
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "metadata.json").write_text(json.dumps({"demonstrations": demonstrations}))
+    if kind == "random":
+        save_model(folder, uniform())
+    else:
+        (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metadata.json").write_text(json.dumps({"kind": kind}))
     return folder
 
 
-def add_dataset(artifacts: Path, name: str, returns: list[float] | None) -> None:
-    folder = artifacts / "shards" / name
+def scores_of(artifacts: Path, settings: EvaluateConfig, load: Any = load_constant) -> tuple[dict[str, Any], Any]:
+    """Evaluates all policies, and gathers and summarises what came out."""
+    for policy in sorted((artifacts / "learn").iterdir()):
+        folder = artifacts / "evaluate" / policy.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "returns.json").write_text(json.dumps(evaluate(policy.name, settings, artifacts, load)))
+    raw = gather(artifacts)
+    return summarise(raw), raw
+
+
+def add_demonstrations(artifacts: Path, returns: list[float] | None) -> None:
+    folder = artifacts / "demonstrate"
     folder.mkdir(parents=True)
-    (folder / "index.json").write_text(json.dumps({"returns": returns}))
+    (folder / "metrics.json").write_text(json.dumps({"dataset": "expert", "returns": returns}))
 
 
-def test_rollout_plays_each_episode_once_to_its_end() -> None:
+def test_a_block_has_each_episode_once_to_its_end() -> None:
     policy = Constant(0.5, -1.0)
-    played = rollout(policy, "constant", EvaluateConfig(env="Countdown-v0", episodes=5, seed=3), 0)
+    played = play_block(policy, "constant", EvaluateConfig(env="Countdown-v0", episodes=5, seed=3), 0)
     lengths = np.array([4, 5, 6, 7, 1])  # seeds 3 to 7
     np.testing.assert_array_equal(played.lengths, [lengths, lengths])
     per_step = np.array([[0.5], [-1.0]]) + np.array([3, 4, 5, 6, 7]) / 100
@@ -139,43 +150,46 @@ def test_rollout_plays_each_episode_once_to_its_end() -> None:
     assert policy.queries == 7
 
 
-def test_rollout_of_a_part_of_a_block() -> None:
-    played = rollout(Constant(0.0), "constant", EvaluateConfig(env="Countdown-v0", episodes=7), 5)
+def test_a_part_of_a_block() -> None:
+    played = play_block(Constant(0.0), "constant", EvaluateConfig(env="Countdown-v0", episodes=7), 5)
     np.testing.assert_array_equal(played.lengths, [[6, 7]])  # episodes 5 and 6
 
 
 def test_max_steps_ends_episodes() -> None:
     settings = EvaluateConfig(env="CountdownWithoutLimit-v0", episodes=5, seed=0, max_steps=3)
-    np.testing.assert_array_equal(rollout(Constant(0.0), "constant", settings, 0).lengths, [[1, 2, 3, 3, 3]])
+    np.testing.assert_array_equal(play_block(Constant(0.0), "constant", settings, 0).lengths, [[1, 2, 3, 3, 3]])
     with pytest.raises(EvaluationError, match=r"CountdownWithoutLimit-v0.*no limit.*max_steps"):
-        rollout(Constant(0.0), "constant", dataclasses.replace(settings, max_steps=None), 0)
+        play_block(Constant(0.0), "constant", dataclasses.replace(settings, max_steps=None), 0)
 
 
 @pytest.mark.parametrize("value", [2.1, -2.1, float("nan")])
 def test_actions_out_of_bounds_are_an_error(value: float) -> None:
     with pytest.raises(EvaluationError, match=r"policy 'wild', replica 1, episode 0, step 0: action .* not within"):
-        rollout(Constant(0.0, value), "wild", EvaluateConfig(env="Countdown-v0"), 0)
+        play_block(Constant(0.0, value), "wild", EvaluateConfig(env="Countdown-v0"), 0)
 
 
 def test_actions_of_another_shape_are_an_error() -> None:
     policy = Constant(0.0)
     policy.act = lambda observations: torch.zeros(1, BLOCK, 4)  # type: ignore[method-assign]
     with pytest.raises(EvaluationError, match=r"policy 'wide': actions have shape \(1, 5, 4\), expected \(1, 5, 1\)"):
-        rollout(policy, "wide", EvaluateConfig(env="Countdown-v0"), 0)
+        play_block(policy, "wide", EvaluateConfig(env="Countdown-v0"), 0)
 
 
 def test_a_return_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(EvaluationError, match=r"policy 'p', replica 0, episode 0: the return is not finite"):
-        rollout(Constant(0.0), "p", EvaluateConfig(env="Broken-v0"), 0)
+        play_block(Constant(0.0), "p", EvaluateConfig(env="Broken-v0"), 0)
 
 
 def test_random_policy_fills_the_bounds() -> None:
-    space = Box(np.array([-1.0, 0.0]), np.array([1.0, 4.0]), dtype=np.float64)
-    actions = RandomPolicy(space, (0, 0)).act(torch.zeros(1, 2000, 3)).numpy()
+    policy = uniform((-1.0, 0.0), (1.0, 4.0), 3)
+    policy.reset((0, 0))
+    actions = policy.act(torch.zeros(1, 2000, 3)).numpy()
     assert actions.shape == (1, 2000, 2)
     np.testing.assert_allclose(actions.min((0, 1)), [-1.0, 0.0], atol=0.02)
     np.testing.assert_allclose(actions.max((0, 1)), [1.0, 4.0], atol=0.02)
     np.testing.assert_allclose(actions.mean((0, 1)), [0.0, 2.0], atol=0.1)
+    policy.reset((0, 0))
+    np.testing.assert_array_equal(policy.act(torch.zeros(1, 2000, 3)).numpy(), actions)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +215,15 @@ def test_version_deprecation_is_silent_here_only() -> None:
             gymnasium.make("Hopper-v4")
 
 
-def test_evaluate_scores_every_policy_and_random(tmp_path: Path) -> None:
-    add_policy(tmp_path, "imitate", "bc", "expert", config=(0.5, 1.0))
-    add_policy(tmp_path, "offline_rl", "iql", None, config=(2.0,))
-    add_dataset(tmp_path, "expert", [10.0, 6.0])
-    (tmp_path / "imitate" / "metrics.json").write_text("{}")
-    settings = EvaluateConfig(env="Countdown-v0", episodes=7, workers=1)
-    metrics, raw = evaluate(settings, tmp_path, load_constant)
-    assert list(metrics) == list(raw["policies"]) == ["bc", "iql", "random"]
+def test_every_policy_is_scored_beside_the_random_one(tmp_path: Path) -> None:
+    add_policy(tmp_path, "bc", config=(0.5, 1.0))
+    add_policy(tmp_path, "iql", "iql", config=(2.0,))
+    add_policy(tmp_path, "chance", "random")
+    add_demonstrations(tmp_path, [10.0, 6.0])
+    metrics, raw = scores_of(tmp_path, EvaluateConfig(env="Countdown-v0", episodes=7, workers=1))
+    assert list(metrics) == list(raw["policies"]) == ["bc", "chance", "iql"]
+    assert raw["random"] == ["chance"]
+    assert raw["kinds"] == {"bc": "bc", "chance": "random", "iql": "iql"}
     assert raw["env"] == "Countdown-v0"
     assert raw["seed"] == 0
     assert set(raw["versions"]) == {"gymnasium", "mujoco", "torch"}
@@ -216,71 +231,88 @@ def test_evaluate_scores_every_policy_and_random(tmp_path: Path) -> None:
     seconds = sum(seed / 100 * (seed + 1) for seed in range(7))
     assert metrics["iql"]["return_mean"] == pytest.approx((2.0 * 28 + seconds) / 7)
     assert metrics["bc"]["length_mean"] == 4.0
-    assert (metrics["bc"]["replicas"], metrics["iql"]["replicas"], metrics["random"]["replicas"]) == (2, 1, 1)
-    random_mean = float(np.mean(raw["policies"]["random"]["returns"]))
+    assert (metrics["bc"]["replicas"], metrics["iql"]["replicas"], metrics["chance"]["replicas"]) == (2, 1, 1)
+    random_mean = float(np.mean(raw["policies"]["chance"]["returns"]))
     expected = (metrics["iql"]["return_mean"] - random_mean) / (8.0 - random_mean)
     assert metrics["iql"]["expert_fraction"] == pytest.approx(expected)
-    assert metrics["random"]["expert_fraction"] == pytest.approx(0.0)
+    assert metrics["chance"]["expert_fraction"] == pytest.approx(0.0)
     json.dumps([metrics, raw], allow_nan=False)
 
 
+def test_returns_have_a_row_per_episode(tmp_path: Path) -> None:
+    add_policy(tmp_path, "bc")
+    played = evaluate("bc", EvaluateConfig(env="Countdown-v0", episodes=2, workers=1), tmp_path, load_constant)
+    values = {(row["replica"], row["episode"]): row["return"] for row in return_rows(played)}
+    assert values == pytest.approx({(0, 0): 0.5, (0, 1): 1.02, (1, 0): 1.0, (1, 1): 2.02})
+
+
+def test_without_demonstrations_or_a_random_policy_nothing_is_compared(tmp_path: Path) -> None:
+    add_policy(tmp_path, "bc")
+    settings = EvaluateConfig(env="Countdown-v0", episodes=2, workers=1)
+    assert scores_of(tmp_path, settings)[0]["bc"]["expert_fraction"] is None
+    add_demonstrations(tmp_path, [10.0])
+    assert scores_of(tmp_path, settings)[0]["bc"]["expert_fraction"] is None  # nothing says what chance is worth
+    add_policy(tmp_path, "chance", "random")
+    assert scores_of(tmp_path, settings)[0]["bc"]["expert_fraction"] is not None
+
+
 def test_random_actions_differ_between_episodes(tmp_path: Path) -> None:
-    add_policy(tmp_path, "imitate", "bc")
+    add_policy(tmp_path, "chance", "random")
     settings = EvaluateConfig(env="Countdown-v0", episodes=12, max_steps=1, workers=1)
-    _, raw = evaluate(settings, tmp_path, load_constant)
-    actions = np.array(raw["policies"]["random"]["returns"][0]) - np.arange(12) / 100
+    raw = evaluate("chance", settings, tmp_path, load_constant)
+    actions = np.array(raw["policies"]["chance"]["returns"][0]) - np.arange(12) / 100
     assert len(np.unique(actions.round(6))) == 12
 
 
 def test_result_depends_on_neither_workers_nor_number_of_episodes(tmp_path: Path) -> None:
-    add_policy(tmp_path, "imitate", "short")
-    add_policy(tmp_path, "imitate", "longer")
-    settings = EvaluateConfig(env="Hopper-v4", episodes=7, max_steps=120, workers=1)
-    metrics, raw = evaluate(settings, tmp_path, load_network)
-    assert evaluate(dataclasses.replace(settings, workers=2), tmp_path, load_network) == (metrics, raw)
-    _, more = evaluate(dataclasses.replace(settings, episodes=9), tmp_path, load_network)
-    for name, played in raw["policies"].items():
-        assert [row[:7] for row in more["policies"][name]["returns"]] == played["returns"]
-    returns = np.array(raw["policies"]["short"]["returns"])
-    assert len(np.unique(returns)) == returns.size  # replicas and episodes differ
+    for name, load in (("short", load_network), ("longer", load_network), ("chance", load_constant)):
+        folder = add_policy(tmp_path, name)
+        if name == "chance":
+            save_model(folder, uniform((-1.0,) * 3, (1.0,) * 3, 11))
+        settings = EvaluateConfig(env="Hopper-v4", episodes=7, max_steps=120, workers=1)
+        raw = evaluate(name, settings, tmp_path, load)
+        assert evaluate(name, dataclasses.replace(settings, workers=2), tmp_path, load) == raw
+        more = evaluate(name, dataclasses.replace(settings, episodes=9), tmp_path, load)
+        assert [row[:7] for row in more["policies"][name]["returns"]] == raw["policies"][name]["returns"]
+        returns = np.array(raw["policies"][name]["returns"])
+        assert len(np.unique(returns)) == returns.size  # replicas and episodes differ
 
 
 def test_seed_moves_the_episodes(tmp_path: Path) -> None:
-    add_policy(tmp_path, "imitate", "bc", config=(0.0,))
-    lengths = [
-        evaluate(EvaluateConfig(env="Countdown-v0", episodes=6, seed=seed, workers=1), tmp_path, load_constant)[1]
+    add_policy(tmp_path, "bc", config=(0.0,))
+    first, second = (
+        evaluate("bc", EvaluateConfig(env="Countdown-v0", episodes=6, seed=seed, workers=1), tmp_path, load_constant)[
+            "policies"
+        ]["bc"]["lengths"][0]
         for seed in (0, 1)
-    ]
-    first, second = (raw["policies"]["bc"]["lengths"][0] for raw in lengths)
+    )
     assert first[1:] == second[:-1]  # episode e + 1 of seed 0 is episode e of seed 1
 
 
 def test_another_observation_size_is_an_error_naming_both(tmp_path: Path) -> None:
-    add_policy(tmp_path, "imitate", "bc")
+    add_policy(tmp_path, "bc")
     with pytest.raises(EvaluationError, match=r"bc: the policy reads observations of 11 numbers, Countdown-v0 gives 2"):
-        evaluate(EvaluateConfig(env="Countdown-v0", workers=1), tmp_path, load_network)
+        evaluate("bc", EvaluateConfig(env="Countdown-v0", workers=1), tmp_path, load_network)
 
 
-def test_find_policies(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="no policy to evaluate"):
-        find_policies(tmp_path)
-    iql, bc = add_policy(tmp_path, "offline_rl", "iql"), add_policy(tmp_path, "imitate", "bc")
-    (tmp_path / "imitate" / "unfinished").mkdir()
-    add_policy(tmp_path, "pretrain_intent", "encoder")
-    assert list(find_policies(tmp_path).items()) == [("bc", bc), ("iql", iql)]
-    add_policy(tmp_path, "offline_rl", "bc")
-    with pytest.raises(EvaluationError, match="two policies are called 'bc'"):
-        find_policies(tmp_path)
-
-
-def test_the_name_random_is_taken(tmp_path: Path) -> None:
-    add_policy(tmp_path, "imitate", "random")
-    with pytest.raises(EvaluationError, match="'random' is kept"):
-        find_policies(tmp_path)
+def test_scores_of_no_policy_or_of_different_environments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluate/\*/returns.json: no such file"):
+        gather(tmp_path)
+    add_policy(tmp_path, "a")
+    add_policy(tmp_path, "b")
+    settings = EvaluateConfig(env="Countdown-v0", episodes=1, workers=1)
+    scores_of(tmp_path, settings)
+    for change, message in ((("seed", 5), "seed is 5, .* has 0"), (("env", "Other-v0"), "env is 'Other-v0', .* has")):
+        path = tmp_path / "evaluate" / "b" / "returns.json"
+        before = path.read_text()
+        path.write_text(json.dumps({**json.loads(before), change[0]: change[1]}))
+        with pytest.raises(ValueError, match=message):
+            gather(tmp_path)
+        path.write_text(before)
 
 
 def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
-    folder = add_policy(tmp_path, "offline_rl", "iql")
+    folder = add_policy(tmp_path, "iql", "iql")
     assert cards_behind(folder, tmp_path) == []
     (folder / "metadata.json").write_text(json.dumps({"datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
     cards = {"mix": {"mix": ["maze"]}, "maze": {"dataset": "antmaze-umaze-v2", "format": "d4rl"}}
@@ -295,45 +327,53 @@ def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
     check_recording("iql", "AntMaze_UMaze-v5", {"dataset": "D4RL/antmaze/umaze-v1", "format": "minari"})
 
 
-def test_expert_returns(tmp_path: Path) -> None:
-    policies = {
-        "a": add_policy(tmp_path, "imitate", "a", None),
-        "b": add_policy(tmp_path, "imitate", "b", "one"),
-        "c": add_policy(tmp_path, "imitate", "c", "two"),
+def test_evaluation_does_without_metadata(tmp_path: Path) -> None:
+    (add_policy(tmp_path, "bc") / "metadata.json").unlink()
+    metrics, raw = scores_of(tmp_path, EvaluateConfig(env="Countdown-v0", episodes=1, workers=1))
+    assert list(metrics) == ["bc"]
+    assert raw["kinds"] == {"bc": ""}
+
+
+def raw_of(env: str, reference: Any, policies: dict[str, Any], demonstrations: Any = None) -> dict[str, Any]:
+    """What ``gather`` gives."""
+    return {
+        "env": env,
+        "reference": reference,
+        "policies": policies,
+        "random": [name for name in policies if name == "random"],
+        "demonstrations": demonstrations,
     }
-    with pytest.raises(EvaluationError, match=r"shards/one/index.json: no such file"):
-        expert_returns(policies, tmp_path)
-    add_dataset(tmp_path, "one", [1.0, 3.0])
-    add_dataset(tmp_path, "two", None)
-    assert expert_returns(policies, tmp_path) == {"a": 2.0, "b": 2.0, "c": None, "random": 2.0}
-    assert expert_returns({"a": policies["a"]}, tmp_path) == {"a": None, "random": None}
-    (policies["a"] / "metadata.json").write_text("{")
-    with pytest.raises(EvaluationError, match=r"a/metadata.json: not valid JSON"):
-        expert_returns(policies, tmp_path)
 
 
 def test_summary_uses_the_reference_where_there_is_one() -> None:
     played = {
-        "p": rollouts([[3234.3, 3234.3], [3234.3, 3234.3]], [[10, 20], [30, 40]]),
-        "random": rollouts([[5.0]], [[9]]),
+        "p": {"returns": [[3234.3, 3234.3], [3234.3, 3234.3]], "lengths": [[10, 20], [30, 40]]},
+        "random": {"returns": [[5.0]], "lengths": [[9]]},
     }
-    expert: dict[str, float | None] = {"p": 2 * 3234.3 + 20.272305, "random": None}
-    scores = summarise("Hopper-v4", played, expert, d4rl_reference("Hopper-v4"))
+    reference = [-20.272305, 3234.3]
+    scores = summarise(raw_of("Hopper-v4", reference, played, [2 * 3234.3 + 20.272305]))
+    interval = {
+        f"{name}_{end}": pytest.approx(value)
+        for name, value in (("return", 3234.3), ("normalised", 100.0))
+        for end in ("iqm", "low", "high")
+    }
     assert scores["p"] == {
         "env": "Hopper-v4",
         "episodes": 2,
         "replicas": 2,
         "return_mean": pytest.approx(3234.3),
         "length_mean": 25.0,
-        "normalised_iqm": pytest.approx(100.0),
-        "normalised_low": pytest.approx(100.0),
-        "normalised_high": pytest.approx(100.0),
+        **interval,
         "expert_fraction": pytest.approx(0.5),  # random is D4RL's -20.3, not the measured 5
+        "expert_fraction_low": pytest.approx(0.5),
+        "expert_fraction_high": pytest.approx(0.5),
         "success_rate": None,
+        "success_low": None,
+        "success_high": None,
         "motion_distance": None,
     }
-    assert scores["random"]["expert_fraction"] is None
-    other = summarise("Humanoid-v5", played, {"p": 6463.6, "random": 6463.6}, d4rl_reference("Humanoid-v5"))
+    assert summarise(raw_of("Hopper-v4", reference, played))["random"]["expert_fraction"] is None
+    other = summarise(raw_of("Humanoid-v5", None, played, [6463.6]))
     assert other["p"]["normalised_iqm"] is other["p"]["normalised_low"] is other["p"]["normalised_high"] is None
     assert other["p"]["expert_fraction"] == pytest.approx((3234.3 - 5.0) / (6463.6 - 5.0))
     assert other["random"]["expert_fraction"] == 0.0
@@ -352,10 +392,8 @@ def test_config_is_strict() -> None:
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    played = {
-        name: rollouts(np.full((1, 2), value), np.ones((1, 2), int)) for name, value in (("a", 1.0), ("random", 9.0))
-    }
-    print_scores(summarise("Hopper-v4", played, {"a": None, "random": 100.0}, (0.0, 1000.0)))
+    played = {name: {"returns": [[value] * 2], "lengths": [[1, 1]]} for name, value in (("a", 1.0), ("random", 9.0))}
+    print_scores(summarise(raw_of("Hopper-v4", [0.0, 1000.0], played, [100.0])))
     printed = capsys.readouterr().out
     assert "success" not in printed
     assert "motion" not in printed
@@ -365,29 +403,24 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add_policy(tmp_path / "artifacts", "imitate", "bc", "expert", config=(0.5, 1.0))
-    add_dataset(tmp_path / "artifacts", "expert", [5.0])
+    add_policy(tmp_path / "artifacts", "bc", config=(0.5, 1.0))
     (tmp_path / "params.yaml").write_text("seed: 0\nevaluate:\n  env: Countdown-v0\n  seed: 6\n  episodes: 3\n")
-    output = tmp_path / ".dynarep" / "smoke" / "evaluate"
+    output = tmp_path / ".dynarep" / "smoke" / "evaluate" / "bc"
     output.mkdir(parents=True)
     (output / "stale").touch()
-    monkeypatch.setattr(artifacts, "load_policy", load_constant)
-    stage.main(Stage("evaluate", tmp_path / "params.yaml", smoke=True))
-    assert sorted(path.name for path in output.iterdir()) == [
-        "metrics.json",
-        "returns.json",
-        "returns.tsv",
-        "timing.json",
-    ]
-    assert json.loads((output / "metrics.json").read_text())["bc"]["episodes"] == 1
-    assert json.loads((output / "returns.json").read_text())["policies"]["bc"]["lengths"] == [[7], [7]]
+    monkeypatch.setattr(storage, "load_policy_model", load_constant)
+    stage.main(Stage("evaluate", tmp_path / "params.yaml", "bc", smoke=True))
+    assert sorted(path.name for path in output.iterdir()) == ["returns.json", "returns.tsv"]
+    found = json.loads((output / "returns.json").read_text())
+    assert list(found["policies"]) == ["bc"]
+    assert found["policies"]["bc"]["lengths"] == [[7], [7]]
 
 
 def test_stage_keeps_the_old_result_on_failure(tmp_path: Path) -> None:
-    output = tmp_path / "artifacts" / "evaluate"
+    output = tmp_path / "artifacts" / "evaluate" / "bc"
     output.mkdir(parents=True)
-    (output / "metrics.json").write_text("old")
-    (tmp_path / "p.yaml").write_text("mine:\n  env: Countdown-v0\n")
-    with pytest.raises(EvaluationError, match="no policy"):
-        stage.main(Stage("mine", tmp_path / "p.yaml"))
-    assert (output / "metrics.json").read_text() == "old"
+    (output / "returns.json").write_text("old")
+    (tmp_path / "p.yaml").write_text("evaluate:\n  env: Countdown-v0\n")
+    with pytest.raises(ValueError, match=r"learn/bc.config\.json: no such file"):
+        stage.main(Stage("evaluate", tmp_path / "p.yaml", "bc"))
+    assert (output / "returns.json").read_text() == "old"

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dynarep.pipeline.dual_game import dual_objective
 from dynarep.pipeline.nn.functional import (
-    dual_objective,
     effective_rank,
     expectile_loss,
     gaussian_log_prob,

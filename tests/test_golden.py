@@ -6,11 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from dynarep.configs.params import validate
-from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.nn.functional import dual_objective
-from dynarep.pipeline.methods import ailot, otr
-from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig, quadratic_loss
-from dynarep.pipeline.methods.learners.value_dice import RepresentationCritic
+from dynarep.pipeline.dual_game import dual_objective
+from dynarep.pipeline.methods.encoders.contrastive import (
+    ContrastiveBatch,
+    Dynamics,
+    DynamicsArchitecture,
+    DynamicsConfig,
+    DynamicsEncoder,
+    quadratic_loss,
+)
+from dynarep.pipeline.methods.learners.repr_value_dice import RepresentationCritic
+from dynarep.pipeline.methods.rewards import ailot, otr
 from dynarep.pipeline.transport import Labels
 
 torch.set_num_threads(1)

@@ -8,17 +8,20 @@ from torch import Tensor
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
-from dynarep.pipeline import pretrain_intent as module
-from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
-from dynarep.pipeline.training.loop import Run, TrainingConfig
-from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig, icvf_loss, intent_advantage
-from dynarep.pipeline.pretrain_intent import (
-    PretrainIntentConfig,
-    distances_over_time,
-    map_latents,
-    pretrain_intent,
-    step_calibration,
+from dynarep.pipeline import measures as module
+from dynarep.pipeline.measures import distances_over_time, map_latents, step_calibration
+from dynarep.pipeline.methods.encoders.icvf import (
+    ICVF,
+    GoalBatch,
+    ICVFConfig,
+    IntentArchitecture,
+    IntentEncoder,
+    icvf_loss,
+    intent_advantage,
 )
+from dynarep.pipeline.pretrain import pretrain
+from dynarep.pipeline.training.loop import Run, TrainingConfig
+from tests.entries import entry
 
 torch.set_num_threads(1)
 
@@ -330,6 +333,8 @@ def test_latents_for_a_map_are_spread_over_episodes(monkeypatch: pytest.MonkeyPa
 def test_nothing_to_measure_on_is_refused_before_training(tmp_path: Path) -> None:
     episodes = [line(1, 1.0, "a"), line(1, 2.0, "b")]
     write_dataset(tmp_path / "short", "short", episodes, provenance={}, env=None, bounds=((), ()))
-    c = PretrainIntentConfig(dataset="short", method=ICVFConfig(), training=TrainingConfig(updates=10**9))
-    with pytest.raises(ValueError, match="hold out more episodes"):
-        pretrain_intent(c, load_dataset(tmp_path / "short"), Run("pretrain_intent", 0, 1, tmp_path, tmp_path))
+    c = entry("pretrain", "icvf", training=TrainingConfig(updates=10**9))
+    with pytest.raises(
+        ValueError, match=r"^pretrain\.name\.held_out: none of the 1 episodes .* hold out more episodes$"
+    ):
+        pretrain(c, load_dataset(tmp_path / "short"), Run("pretrain/intent", 0, 1, tmp_path, tmp_path))

@@ -1,13 +1,16 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.graph import file_of, imported
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipeline", "stages", "data", "configs")
-STAGES = ("prepare", "pretrain_dynamics", "pretrain_intent", "imitate", "relabel", "offline_rl", "evaluate", "report")
+STAGES = ("prepare", "pretrain", "relabel", "learn", "evaluate", "demonstrate", "report")
 HEAVY = (
     "torch",
     "lightning",
@@ -24,25 +27,25 @@ HEAVY = (
 )
 
 OWNERS = {
-    "lightning": ["pipeline/engine.py", "pipeline/watching.py"],
+    "lightning": ["pipeline/training/loop.py", "pipeline/training/watching.py"],
     "webdataset": ["data/shards.py"],
     "fsspec": ["data/remote.py"],
     "aiohttp": ["data/remote.py"],
     "gymnasium": [
-        "pipeline/environments.py",
+        "pipeline/playing/environments.py",
         "pipeline/integrations/gymnasium.py",
         "pipeline/integrations/stable_baselines3.py",
         "data/embedded/record.py",
     ],
-    "gymnasium_robotics": ["pipeline/environments.py"],
-    "shimmy": ["pipeline/environments.py"],
+    "gymnasium_robotics": ["pipeline/playing/environments.py"],
+    "shimmy": ["pipeline/playing/environments.py"],
     "mujoco": ["data/embedded/record.py"],
     "h5py": [f"data/readers/{name}.py" for name in ("hdf5", "robomimic", "minari")] + ["data/embedded/record.py"],
     "minari": ["data/readers/minari.py"],
     "umap": ["pipeline/report/representation.py"],
     "pyarrow": ["data/readers/parquet.py"],
-    "dvc": ["pipeline/locations.py", "pipeline/status.py"],
-    "huggingface_hub": ["pipeline/locations.py", "pipeline/integrations/hub.py"],
+    "dvc": ["pipeline/artifacts/locations.py", "pipeline/status.py"],
+    "huggingface_hub": ["pipeline/artifacts/locations.py", "pipeline/integrations/hub.py"],
     "onnx": ["pipeline/integrations/onnx.py"],
     "stable_baselines3": ["pipeline/integrations/stable_baselines3.py", "data/embedded/record.py"],
     "sklearn": ["pipeline/integrations/scikit_learn.py"],
@@ -51,9 +54,30 @@ OWNERS = {
 }
 """Who may import what; ``record.py`` made the embedded recordings and is imported by nothing."""
 
-METHOD_SIBLINGS = {f"dynarep.pipeline.{name}" for name in ("functional", "networks", "encoders", "transport")} | {
-    "dynarep.configs.params"
+SHARED_ROOMS = {
+    "dynarep.configs",
+    *(f"dynarep.data.{name}" for name in ("resident", "sampling", "schema", "shards")),
+    *(
+        f"dynarep.pipeline.{name}"
+        for name in (
+            "method",
+            "cloning",
+            "dual_game",
+            "search",
+            "factorisation",
+            "labelling",
+            "transport",
+            "measures",
+            "nn",
+            "training.config",
+            "methods.policies",
+        )
+    ),
 }
+"""What the file of a method may import beside torch, numpy and the standard library."""
+
+LAYERS = ("configs", "data", "pipeline", "stages")
+"""From the bottom to the top; a file imports from its own layer and those below."""
 
 
 def modules(text: str) -> set[str]:
@@ -104,13 +128,55 @@ def test_a_library_has_its_owners(library: str) -> None:
     assert importers <= set(OWNERS[library])
 
 
-def test_stages_use_the_pipeline_and_the_pipeline_uses_the_data() -> None:
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_itself_and_those_below(layer: str) -> None:
+    above = LAYERS[LAYERS.index(layer) + 1 :]
     for path, names in SOURCES.items():
-        if not path.startswith("stages/"):
-            assert not within(names, "dynarep.stages"), path
-        if path.startswith(("data/", "configs/")):
-            assert not within(names, "dynarep.pipeline"), path
+        if path.startswith(f"{layer}/"):
+            for other in above:
+                assert not within(names, f"dynarep.{other}"), path
+    if layer == "stages":
+        assert not {p for p, names in SOURCES.items() if p.startswith("stages/") and within(names, "dynarep.stages")}
+
+
+def test_nothing_imports_the_program_that_made_the_embedded_recordings() -> None:
     assert not {path for path, names in SOURCES.items() if within(names, "dynarep.data.embedded.record")}
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Sets of nodes that reach each other, sorted: the strongly connected components of more than one node."""
+
+    def reach(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            for following in graph.get(waiting.pop(), set()) - found:
+                found.add(following)
+                waiting.append(following)
+        return found
+
+    reached = {node: reach(node) for node in graph}
+    found = {
+        tuple(sorted(other for other in reached[node] if node in reached.get(other, set())))
+        for node in graph
+        if node in reached[node]
+    }
+    return sorted(map(list, found))
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"d"}}) == [["b", "c"], ["d"]]
+
+
+def test_no_import_circle_also_no_lazy_one() -> None:
+    """Imports inside of functions count; those for type checkers alone do not."""
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        files = {file_of(name) for name in imported(ROOT / path)}
+        graph[path] = {file for file in files if file is not None and file != path}
+    assert sum(map(len, graph.values())) > 200
+    assert circles(graph) == []
 
 
 def test_nothing_inside_needs_the_root() -> None:
@@ -118,20 +184,47 @@ def test_nothing_inside_needs_the_root() -> None:
     assert not {path for path, names in SOURCES.items() if "dynarep" in names}
 
 
-def test_methods_stand_alone() -> None:
-    methods = {path: names for path, names in SOURCES.items() if path.startswith("pipeline/methods/")}
-    assert len(methods) > 6
-    for path, names in methods.items():
-        ours = {name for name in within(names, "dynarep") if ".".join(name.split(".")[:3]) not in METHOD_SIBLINGS}
-        assert not ours, path
-        others = {name.split(".")[0] for name in names} - {"dynarep", "torch"} - sys.stdlib_module_names
-        assert not others, path
+METHODS = {
+    path: names
+    for path, names in SOURCES.items()
+    if path.startswith("pipeline/methods/") and not path.endswith("__init__.py")
+}
 
 
-def test_networks_and_functions_know_no_method() -> None:
-    for name in ("functional", "networks", "encoders", "transport", "artifacts", "engine"):
-        assert not within(SOURCES[f"pipeline/{name}.py"], "dynarep.pipeline.methods")
-        assert not within(SOURCES[f"pipeline/{name}.py"], "dynarep.data")
+@pytest.mark.parametrize("path", METHODS)
+def test_a_method_stands_alone(path: str) -> None:
+    """It imports the shared rooms; of methods it knows the policies that it makes, and no other kind."""
+    room = path.split("/")[2]
+    allowed = SHARED_ROOMS - ({"dynarep.pipeline.methods.policies"} if room in ("policies", "encoders") else set())
+    packages = {".".join(name.split(".")[:n]) for name in allowed for n in range(1, name.count(".") + 1)}
+    ours = within(METHODS[path], "dynarep")
+    strange = {name for name in ours - packages if not any(within({name}, shared) for shared in allowed)}
+    assert not strange
+    others = {name.split(".")[0] for name in METHODS[path]} - {"dynarep", "torch", "numpy"} - sys.stdlib_module_names
+    assert not others
+
+
+def test_every_room_has_its_methods() -> None:
+    assert {path.split("/")[2] for path in METHODS} == {"encoders", "learners", "policies", "rewards"}
+    assert len(METHODS) > 20
+
+
+SHARED_FILES = [
+    *sorted(path for path in SOURCES if path.startswith("pipeline/nn/")),
+    *(f"pipeline/{name}.py" for name in ("transport", "factorisation", "measures", "method", "registry")),
+    *sorted(path for path in SOURCES if path.startswith("pipeline/training/")),
+]
+
+
+@pytest.mark.parametrize("path", SHARED_FILES)
+def test_what_methods_share_knows_no_method(path: str) -> None:
+    """``registry`` finds kinds by the names of their files, and so does whoever asks it."""
+    assert not within(SOURCES[path], "dynarep.pipeline.methods")
+
+
+@pytest.mark.parametrize("path", [path for path in SHARED_FILES if path.startswith("pipeline/nn/")])
+def test_networks_and_functions_know_no_data(path: str) -> None:
+    assert not within(SOURCES[path], "dynarep.data")
 
 
 def test_help_is_light_and_is_not_shadowed(tmp_path: Path) -> None:

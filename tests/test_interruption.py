@@ -18,27 +18,26 @@ from dynarep.data.shards import write_dataset
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-POLICIES = "short", "long"
 PARAMS = """
 seed: 0
 replicas: 2
-imitate:
-  demonstrations: walk
-  dataset: walk
-  policies:
-    short: {kind: bc, method: {hidden: [8]}, training: {updates: 40, batch_size: 16, updates_per_chunk: 20}}
-    long:
-      kind: bc
-      method: {hidden: [64, 64]}
-      training: {updates: 1000, batch_size: 64, updates_per_chunk: 70, checkpoint_every: 140}
+learn:
+  long:
+    kind: bc
+    dataset: walk
+    demonstrations: walk
+    hidden: [64, 64]
+    training: {updates: 1000, batch_size: 64, updates_per_chunk: 70, checkpoint_every: 140}
 """
 PIPELINE = """
 stages:
-  imitate:
-    cmd: python -m dynarep.stages.imitate
-    params: [seed, replicas, imitate]
-    deps: [artifacts/shards/walk]
-    outs: [artifacts/imitate]
+  learn:
+    foreach: ${learn}
+    do:
+      cmd: python -m dynarep.stages.learn ${key}
+      params: [seed, replicas, 'learn.${key}']
+      deps: [artifacts/shards/walk]
+      outs: ['artifacts/learn/${key}']
 """
 
 
@@ -81,7 +80,7 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-STAGE = [sys.executable, "-m", "dynarep.stages.imitate"]
+STAGE = [sys.executable, "-m", "dynarep.stages.learn", "long"]
 REPRO = [sys.executable, "-m", "dvc", "repro"]
 
 
@@ -114,17 +113,17 @@ def stop(project: Path, number: signal.Signals, *command: str) -> tuple[int, str
 
 
 def checkpoints(project: Path) -> Path:
-    return project / ".dynarep" / "checkpoints" / "imitate"
+    return project / ".dynarep" / "checkpoints" / "learn" / "long"
 
 
 def written(project: Path) -> int:
     """Changes with every checkpoint of the long training."""
-    path = checkpoints(project) / "imitate-long.ckpt"
+    path = checkpoints(project) / "learn-long.ckpt"
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def weights(project: Path) -> dict[str, bytes]:
-    return {name: (project / "artifacts" / "imitate" / name / "model.safetensors").read_bytes() for name in POLICIES}
+def weights(project: Path) -> bytes:
+    return (project / "artifacts" / "learn" / "long" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -140,20 +139,19 @@ def test_a_stage_stopped_by_ctrl_c_or_killed_ends_as_if_it_was_not(tmp_path: Pat
     project = make_project(tmp_path)
     code, output = stop(project, signal.SIGINT, *STAGE)
     assert code == 130, output
-    path = re.escape(str(checkpoints(Path()) / "imitate-long.ckpt"))
+    path = re.escape(str(checkpoints(Path()) / "learn-long.ckpt"))
     last = output.splitlines()[-1]
     found = re.fullmatch(
-        rf"imitate: stopped at update (\d+) of 1000 of imitate/long, saved in {path}; run it again to go on", last
+        rf"learn/long: stopped at update (\d+) of 1000 of learn/long, saved in {path}; run it again to go on", last
     )
     assert found, output
     assert "Traceback" not in output
-    assert not list((project / "artifacts" / "imitate").glob("*"))
+    assert not list((project / "artifacts" / "learn").glob("*"))
 
     for number in (signal.SIGTERM, signal.SIGKILL):
         code, output = stop(project, number, *STAGE)
         assert code == (130 if number == signal.SIGTERM else -signal.SIGKILL), output
-        assert re.search(r"imitate/short: trained already, in .*imitate-short\.ckpt", output)
-        assert re.search(r"imitate/long: resuming at update \d+ from .*imitate-long\.ckpt", output)
+        assert re.search(r"learn/long: resuming at update \d+ from .*learn-long\.ckpt", output)
     run(project, *STAGE)
     assert weights(project) == weights(whole)
     assert not checkpoints(project).exists()
@@ -173,9 +171,9 @@ def test_dvc_repro_goes_on_after_ctrl_c(tmp_path: Path, whole: Path) -> None:
         text=True,
     )
     assert status.returncode == 1, status.stderr
-    line = r"1/1 imitate  interrupted  imitate/long waits at update [\d,]+ of 1,000; 1 of its trainings is done"
+    line = r"1/1  learn@long  interrupted  .*waits at update [\d,]+ of 1,000"
     assert re.match(line, status.stdout), status.stdout
-    assert "imitate/long: resuming at update" in run(project, *REPRO)
+    assert "learn/long: resuming at update" in run(project, *REPRO)
     assert weights(project) == weights(whole)
     assert (
         "all stages are fresh"

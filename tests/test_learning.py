@@ -28,26 +28,26 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import dijkstra
 from scipy.stats import spearmanr
-from synthetic import Chain, Corridor, record
 from torch import Tensor, nn
 
 from dynarep.data.resident import Batch, TransitionTable
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
-from dynarep.pipeline.encoders import DynamicsEncoder, IntentEncoder, Policy
-from dynarep.pipeline.training.loop import Run, Sample, TrainingConfig, run_key, train, training_device
-from dynarep.pipeline.methods import ailot, otr
+from dynarep.pipeline.dual_game import DualGame, ImitationBatch, Transitions
+from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig, DynamicsEncoder
+from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig, IntentEncoder
 from dynarep.pipeline.methods.learners.bc import BC, BCConfig
-from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig
-from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
 from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
-from dynarep.pipeline.methods.learners.value_dice import (
-    ImitationBatch,
-    ReprValueDICEConfig,
-    Transitions,
-    ValueDICE,
-    ValueDICEConfig,
-)
+from dynarep.pipeline.methods.learners.repr_value_dice import ReprValueDICE, ReprValueDICEConfig
+from dynarep.pipeline.methods.learners.value_dice import ValueDICE, ValueDICEConfig
+from dynarep.pipeline.methods.policies.deterministic import Policy
+from dynarep.pipeline.methods.rewards import ailot, otr
+from dynarep.pipeline.training.config import TrainingConfig
+from dynarep.pipeline.training.device import training_device
+from dynarep.pipeline.training.loop import Sample, train
+from dynarep.pipeline.training.run import Run, run_key
+from tests.entries import NOTHING, drawn_by
+from tests.synthetic import Chain, Corridor, record
 
 torch.set_num_threads(1)
 
@@ -91,7 +91,8 @@ def generators(seed: int, purpose: int) -> list[np.random.Generator]:
 def fit(learner: nn.Module, sample: Sample, updates: int, folder: Path, seed: int) -> None:
     folder.mkdir(parents=True)
     run = Run("learning", seed, REPLICAS, folder, folder / "checkpoints")
-    train(learner, sample, TrainingConfig(updates=updates), run=run, metrics=("loss",), key=run_key(run))
+    training = TrainingConfig(updates=updates)
+    train(learner, NOTHING, drawn_by(sample), training, run=run, shown=("loss",), key=run_key(run))
 
 
 def correlations(x: Any, y: Any) -> np.ndarray:
@@ -378,9 +379,9 @@ def imitate(method: str, cloning_weight: float, lesson: Lesson, folder: Path, se
         "cloning_weight": cloning_weight,
     }
     if method == "value_dice":
-        player = ValueDICE(ValueDICEConfig(**values), *shape)
+        player: DualGame = ValueDICE(ValueDICEConfig(**values), *shape)
     else:
-        player = ValueDICE(ReprValueDICEConfig(**values), *shape, lesson.encoder)
+        player = ReprValueDICE(ReprValueDICEConfig(**values), *shape, lesson.encoder)
 
     def sample(generator: torch.Generator) -> ImitationBatch:
         batches = (data.draw(64, generator) for data in (lesson.expert, lesson.other))

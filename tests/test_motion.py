@@ -19,14 +19,15 @@ from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
 from dynarep.pipeline.artifacts.storage import save_model
-from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
-from dynarep.pipeline.training.loop import Run
-from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate, print_scores
+from dynarep.pipeline.methods.encoders.icvf import IntentArchitecture, IntentEncoder
+from dynarep.pipeline.methods.encoders.standardise import StandardisedArchitecture, StandardisedStates
+from dynarep.pipeline.nn.networks import Normaliser
+from dynarep.pipeline.playing.evaluate import evaluate
 from dynarep.pipeline.playing.motion import Motion, MotionConfig, load_motion, transport_distance
-from dynarep.pipeline.relabel import AILOTMethodConfig, relabel
-from dynarep.pipeline.spaces import observation_space
-
-CPU = torch.device("cpu")
+from dynarep.pipeline.playing.play import EvaluateConfig
+from dynarep.pipeline.playing.summary import gather, print_scores, summarise
+from dynarep.pipeline.relabel import relabel
+from tests.entries import a_run, entry, standardised
 
 
 def circle(steps: int, radius: float = 1.0) -> np.ndarray:
@@ -157,6 +158,9 @@ class Shift:
         self.values, self.replicas = torch.tensor(values), len(values)
         self.architecture = SimpleNamespace(observation_dim=2)
 
+    def reset(self, seed: tuple[int, ...]) -> None:
+        pass
+
     def act(self, observations: Tensor) -> Tensor:
         first = self.values[:, None, None].expand(-1, observations.shape[1], 1)
         return torch.cat([first, torch.zeros_like(first)], -1)
@@ -171,18 +175,23 @@ def artifacts(tmp_path: Path) -> Path:
     """Policies that turn exactly as the motion does, and one that does it elsewhere."""
     read(tmp_path, write_motion(tmp_path, "npy", circle(20)), observations_only=True)
     root = tmp_path / "artifacts"
-    for name, values in {"same": [0.0, 0.0], "moved": [0.0, 2.0]}.items():
-        folder = root / "offline_rl" / name
+    for name, values in {"same": [0.0, 0.0], "moved": [0.0, 2.0], "far": [4.0]}.items():
+        folder = root / "learn" / name
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(values))
-        (folder / "metadata.json").write_text(json.dumps({"demonstrations": "turn"}))
+        (folder / "metadata.json").write_text(json.dumps({"kind": "iql"}))
     return root
 
 
 def test_evaluation_measures_the_distance_to_the_motion(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    motion = MotionConfig(dataset="turn", space="standardised")
+    motion = MotionConfig(dataset="turn")
     settings = EvaluateConfig(env="Turntable-v0", episodes=6, workers=1, motion=motion)
-    metrics, raw = evaluate(settings, artifacts, load_shift)
+    for name in ("same", "moved", "far"):
+        folder = artifacts / "evaluate" / name
+        folder.mkdir(parents=True)
+        (folder / "returns.json").write_text(json.dumps(evaluate(name, settings, artifacts, load_shift)))
+    raw = gather(artifacts)
+    metrics = summarise(raw)
     assert metrics["same"]["motion_distance"] == 0.0
     std = np.array(load_dataset(artifacts / "shards" / "turn").statistics["observation_std"])[0] + 1e-3
     # the first state is shown before the first action, so 18 of 19 states are moved
@@ -192,31 +201,37 @@ def test_evaluation_measures_the_distance_to_the_motion(artifacts: Path, capsys:
     assert 0.9 * expected < distances[1][0] < expected
     assert metrics["moved"]["motion_distance"] == pytest.approx(np.mean(distances))
     assert metrics["same"]["return_mean"] == metrics["moved"]["return_mean"] == 19.0  # the reward tells nothing
-    assert metrics["random"]["motion_distance"] > metrics["moved"]["motion_distance"]
+    assert metrics["far"]["motion_distance"] > metrics["moved"]["motion_distance"]
     json.dumps([metrics, raw], allow_nan=False)
     print_scores(metrics)
     printed = capsys.readouterr().out
     assert "distance" in printed
-    assert printed.index("same") < printed.index("moved") < printed.index("random")
+    assert printed.index("same") < printed.index("moved") < printed.index("far")
 
 
-def test_scale_is_that_of_the_dataset_named(artifacts: Path) -> None:
+def test_another_scale_is_an_encoder_of_another_dataset(artifacts: Path) -> None:
     wide = Episode(id="wide-0", observations=10.0 * circle(50), terminated=False, truncated=True)
     write_dataset(artifacts / "shards" / "wide", "wide", [wide], provenance={}, env=None, bounds=((), ()))
     moved = circle(20)[:19] + np.array([2.0, 0.0], np.float32)
     std = np.array(load_dataset(artifacts / "shards" / "wide").statistics["observation_std"])[0] + 1e-3
-    motion = load_motion(MotionConfig(dataset="turn", space="standardised", scale="wide"), artifacts, 2)
+    encoder = StandardisedStates(StandardisedArchitecture(replicas=1, observation_dim=2))
+    moments = (
+        load_dataset(artifacts / "shards" / "wide").statistics[f"observation_{name}"] for name in ("mean", "std")
+    )
+    encoder.normaliser = Normaliser(*(torch.tensor(values) for values in moments))
+    save_model(artifacts / "pretrain" / "wide", encoder)
+    motion = load_motion(MotionConfig(dataset="turn", space="wide"), artifacts, 2)
     assert motion.distance(moved) == pytest.approx(2.0 / std, rel=2e-3)
 
 
 def test_distance_in_the_intent_space_is_in_steps(artifacts: Path) -> None:
-    config = MotionConfig(dataset="turn")
-    with pytest.raises(ValueError, match=r"evaluate.motion.space: intent needs the encoder of pretrain_intent"):
+    config = MotionConfig(dataset="turn", space="intent")
+    with pytest.raises(ValueError, match=r"evaluate.motion.space: needs the encoder of pretrain.intent"):
         load_motion(config, artifacts, 2)
     torch.manual_seed(0)
     encoder = IntentEncoder(IntentArchitecture(observation_dim=2, hidden=(8,), latent_dim=4, replicas=2))
     encoder.calibration.copy_(torch.tensor([4.0, 9.0]))
-    save_model(artifacts / "pretrain_intent", encoder)
+    save_model(artifacts / "pretrain" / "intent", encoder)
     motion = load_motion(config, artifacts, 2)
     assert motion.distance(circle(20)[:19]) == 0.0
     far = circle(30, radius=3.0)
@@ -226,14 +241,14 @@ def test_distance_in_the_intent_space_is_in_steps(artifacts: Path) -> None:
 
 
 def test_a_motion_that_does_not_fit(artifacts: Path) -> None:
-    config = MotionConfig(dataset="turn", space="standardised")
+    config = MotionConfig(dataset="turn")
     with pytest.raises(
         ValueError, match=r"evaluate.motion.dataset: observations of turn have 2 numbers, those of .* 11"
     ):
         load_motion(config, artifacts, 11)
     with pytest.raises(DataError, match=r"shards/flip/index.json: no such file"):
-        load_motion(MotionConfig(dataset="flip", space="standardised"), artifacts, 2)
-    with pytest.raises(ParamsError, match=r"scale: found 'wide'"):
+        load_motion(MotionConfig(dataset="flip"), artifacts, 2)
+    with pytest.raises(ParamsError, match=r"scale: unknown key"):
         validate(MotionConfig, {"dataset": "turn", "scale": "wide"}, "evaluate.motion")
 
 
@@ -253,9 +268,8 @@ def test_ailot_rewards_the_episodes_that_follow_the_motion(tmp_path: Path) -> No
     ]
     write_dataset(tmp_path / "agents", "agents", agents, provenance={}, env=None, bounds=([-1.0], [1.0]))
     dataset = load_dataset(tmp_path / "agents")
-    c = AILOTMethodConfig(kind="ailot", space="standardised")
-    spaces = {"standardised": observation_space(dataset, CPU, standardise=True)}
-    made = relabel("x", c, dataset, motion, spaces, CPU, Run("relabel/x", 0, 1, tmp_path, tmp_path))  # type: ignore[arg-type]
+    c = entry("relabel", "ailot", space="standardised")
+    made = relabel(c, dataset, motion, standardised(dataset), a_run(tmp_path / "label", "relabel/x", 1))
     means = {name: float(values.mean()) for name, values in made.rewards.items()}
     assert sorted(means, key=means.__getitem__, reverse=True)[:2] == ["agent-0", "agent-2"]
     assert means["agent-0"] > 2 * means["agent-3"]

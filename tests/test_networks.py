@@ -4,14 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynarep.pipeline.encoders import (
-    DynamicsArchitecture,
-    DynamicsEncoder,
-    IntentArchitecture,
-    IntentEncoder,
-    Policy,
-    PolicyArchitecture,
-)
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsArchitecture, DynamicsEncoder
+from dynarep.pipeline.methods.encoders.icvf import IntentArchitecture, IntentEncoder
+from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
 from dynarep.pipeline.nn.networks import MLP, Normaliser, StackedLinear
 
 torch.set_num_threads(1)

@@ -12,13 +12,14 @@ import torch
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.training.loop import Run, TrainingConfig
-from dynarep.pipeline.imitate import ReprDualPolicyConfig, imitate
-from dynarep.pipeline.methods.rewards.occupancy import OccupancyConfig, expert_weights, occupancy_reward
-from dynarep.pipeline.methods.learners.value_dice import ReprValueDICEConfig
-from dynarep.pipeline.relabel import OccupancyMethodConfig, relabel, spaces_of
-from dynarep.pipeline.spaces import dynamics_space
+from dynarep.pipeline.factorisation import expert_weights, occupancy_reward
+from dynarep.pipeline.learn import learn
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsArchitecture, DynamicsEncoder
+from dynarep.pipeline.methods.learners.repr_value_dice import ReprValueDICEConfig
+from dynarep.pipeline.methods.rewards.occupancy import OccupancyConfig
+from dynarep.pipeline.relabel import relabel
+from dynarep.pipeline.training.config import TrainingConfig
+from tests.entries import a_run, entry
 
 GAMMA = 0.9
 
@@ -64,12 +65,9 @@ def test_rewards_of_a_dataset(make_episode: Callable[..., Episode], tmp_path: Pa
         DynamicsArchitecture(replicas=2, observation_dim=3, action_dim=2, hidden=(8,), feature_dim=4)
     )
     encoder.requires_grad_(False)
-    cpu = torch.device("cpu")
-    c = OccupancyMethodConfig(kind="occupancy", method=OccupancyConfig(gamma=GAMMA))
-    spaces = {name: dynamics_space(encoder, name, data, cpu) for name in ("phi", "mu")}
-    assert spaces_of(c) == ("phi", "mu")
-    run = Run("relabel/name", 0, 2, tmp_path, tmp_path)
-    found = relabel("name", c, data, expert, spaces, cpu, run)
+    c = entry("relabel", "occupancy", OccupancyConfig(gamma=GAMMA), space="dynamics", examples=1)
+    run = a_run(tmp_path / "run")
+    found = relabel(c, data, expert, encoder, run)
     s, a = (
         torch.from_numpy(np.concatenate(x))[None]
         for x in zip(*[(e.current, e.actions) for e in expert.episodes], strict=True)
@@ -79,12 +77,14 @@ def test_rewards_of_a_dataset(make_episode: Callable[..., Episode], tmp_path: Pa
         ratio = (encoder.mu(torch.from_numpy(episode.successors)[None]) * theta[:, None]).sum(-1).clamp(min=0)
         expected = torch.log((ratio + 0.1) / 0.1)
         np.testing.assert_allclose(found.rewards[episode.id], expected, rtol=1e-4, atol=1e-5)
-    assert found.examples == []
+    assert set(found.examples[0]) == {"agent", "rewards", "true_rewards"}
     assert found.metrics["replicas"] == 2
     assert found.metrics["experts"] == 2
     blind = prepared(tmp_path / "blind", [make_episode(4, "b", action_dim=0)], actions=False)
-    with pytest.raises(ValueError, match="space phi needs actions, but blind has none"):
-        relabel("name", c, data, blind, spaces, cpu, run)
+    with pytest.raises(ValueError, match=r"space dynamics\.phi needs actions, but blind has none"):
+        relabel(c, data, blind, encoder, run)
+    with pytest.raises(ValueError, match="space: found none, expected an entry of pretrain with phi and mu"):
+        relabel(c, data, expert, None, run)
 
 
 def test_cloning_of_the_episodes_that_resemble_the_expert(make_episode: Callable[..., Episode], tmp_path: Path) -> None:
@@ -102,23 +102,15 @@ def test_cloning_of_the_episodes_that_resemble_the_expert(make_episode: Callable
     encoder = DynamicsEncoder(
         DynamicsArchitecture(replicas=2, observation_dim=3, action_dim=2, hidden=(8,), feature_dim=4)
     ).requires_grad_(False)
-    cpu = torch.device("cpu")
-    label = OccupancyMethodConfig(kind="occupancy", method=OccupancyConfig(gamma=GAMMA))
-    spaces = {name: dynamics_space(encoder, name, data, cpu) for name in ("phi", "mu")}
-    rewards = relabel("name", label, data, expert, spaces, cpu, Run("relabel/name", 0, 2, tmp_path, tmp_path)).rewards
+    label = entry("relabel", "occupancy", OccupancyConfig(gamma=GAMMA), space="dynamics")
+    rewards = relabel(label, data, expert, encoder, a_run(tmp_path / "label")).rewards
     best = np.stack([rewards[episode.id].sum(-1) for episode in data.episodes]).argmax(0)
     assert len(set(best.tolist())) == 2, "the replicas should disagree, or the test cannot tell them apart"
 
-    (tmp_path / "out").mkdir()
-    c = ReprDualPolicyConfig(
-        kind="repr_value_dice",
-        top=0.3,
-        method=ReprValueDICEConfig(hidden=(64,), gamma=GAMMA, actor_rate=1e-3, cloning_weight=1000),
-        training=TrainingConfig(updates=600, batch_size=32),
-    )
-    policy, facts = imitate(
-        "p", c, expert, data, encoder, Run("imitate/p", 0, 2, tmp_path / "out", tmp_path / "checkpoints")
-    )
+    method = ReprValueDICEConfig(top=0.3, hidden=(64,), gamma=GAMMA, actor_rate=1e-3, cloning_weight=1000)
+    training = TrainingConfig(updates=600, batch_size=32)
+    c = entry("learn", "repr_value_dice", method, encoder="dynamics", training=training)
+    policy, facts = learn(c, data, expert, encoder, None, a_run(tmp_path / "learn"))
     assert "also through phi and mu" in facts["saw"]["other"]
     for replica, episode in enumerate(best):
         states = torch.from_numpy(data.episodes[episode].current)[None]

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from dynarep.configs.params import validate
-from dynarep.pipeline.methods.rewards.otr import OTRConfig, cosine_cost, label, return_range_scale
-from dynarep.pipeline.relabel import better
+from dynarep.pipeline.labelling import better
+from dynarep.pipeline.methods.rewards.otr import OTRConfig, cosine_cost, label
+from dynarep.pipeline.nn.functional import return_range_scale
 from dynarep.pipeline.transport import Labels, pad_with_last
 
 X = torch.tensor([[1.0, 0, 0], [1.0, 0.5, 0], [0, 1.0, 0.2], [0, 0.3, 1.0]])

@@ -76,12 +76,12 @@ def test_a_failure_is_tried_again(tmp_path: Path) -> None:
     assert sorted(starts(tmp_path)) == [0, 1, 2, 2, 3, 4]
 
 
-def check_failures(folder: Path, engine: ClusterConfig) -> str:
+def check_failures(folder: Path, cluster: ClusterConfig) -> str:
     """What is said of two failing shards, after the others are done."""
     found = {}
 
     def collect() -> None:
-        for name, value in map_shards(partial(broken, folder), ITEMS, engine):
+        for name, value in map_shards(partial(broken, folder), ITEMS, cluster):
             found[name] = value
 
     with pytest.raises(ClusterError, match=r"^2 of 5 shards failed, 3 are done: ") as caught:
@@ -91,7 +91,7 @@ def check_failures(folder: Path, engine: ClusterConfig) -> str:
     assert "shard-1: failed every time, at last with RuntimeError: the disk is gone" in message
     assert "shard-3: episode 3 is damaged" in message
     begun = starts(folder)
-    assert begun.count(1) == engine.retries + 1
+    assert begun.count(1) == cluster.retries + 1
     assert begun.count(3) == 1  # bad input stays bad
     return message
 
@@ -128,7 +128,7 @@ def leave(item: int) -> int:
 
 
 def test_the_section_is_checked(tmp_path: Path) -> None:
-    assert validate(ClusterConfig, {"kind": "ray", "address": "auto"}, "engine").address == "auto"
+    assert validate(ClusterConfig, {"kind": "ray", "address": "auto"}, "cluster").address == "auto"
     assert ClusterConfig().in_process
     assert ClusterConfig(workers=1).in_process
     assert not TWO.in_process
@@ -136,34 +136,35 @@ def test_the_section_is_checked(tmp_path: Path) -> None:
     assert ClusterConfig().or_workers(3).workers == 3
     assert TWO.or_workers(3) == TWO
     for values, message in (
-        ({"kind": "slurm"}, "engine.kind: found 'slurm'"),
-        ({"workers": 0}, "engine.workers: found 0"),
-        ({"nodes": 2}, "engine.nodes: unknown key"),
+        ({"kind": "slurm"}, "cluster.kind: found 'slurm'"),
+        ({"workers": 0}, "cluster.workers: found 0"),
+        ({"nodes": 2}, "cluster.nodes: unknown key"),
         ({"address": "head:6379"}, "address: found 'head:6379' with kind: local, expected kind: ray"),
     ):
         with pytest.raises(ParamsError, match=message):
-            validate(ClusterConfig, values, "engine")
+            validate(ClusterConfig, values, "cluster")
     params = tmp_path / "params.yaml"
-    params.write_text("engine: {kind: ray, workers: 2}\n")
-    assert Stage("relabel", params).engine() == ClusterConfig(kind="ray", workers=2)
+    params.write_text("cluster: {kind: ray, workers: 2}\n")
+    assert Stage("relabel", params).cluster() == ClusterConfig(kind="ray", workers=2)
     params.write_text("relabel: {}\n")
-    assert Stage("relabel", params).engine() == ClusterConfig()
-    params.write_text("engine: {kinds: ray}\n")
-    with pytest.raises(ParamsError, match=r"params\.yaml: engine\.kinds: unknown key"):
-        Stage("relabel", params).engine()
+    assert Stage("relabel", params).cluster() == ClusterConfig()
+    params.write_text("cluster: {kinds: ray}\n")
+    with pytest.raises(ParamsError, match=r"params\.yaml: cluster\.kinds: unknown key"):
+        Stage("relabel", params).cluster()
 
 
-def test_no_stage_runs_again_when_the_engine_changes() -> None:
+def test_no_stage_runs_again_when_the_cluster_changes() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    tracked = {key.split(".")[0] for stage in stages.values() for key in stage.get("params", ())}
+    definitions = [stage.get("do", stage) for stage in stages.values()]
+    tracked = {key.split(".")[0] for stage in definitions for key in stage.get("params", ())}
     assert "relabel" in tracked
-    assert "engine" not in tracked
+    assert "cluster" not in tracked
 
 
 def test_ray_is_asked_for_by_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
-        ClusterError, match=r"engine\.kind: ray needs the package ray: pip install 'dynarep\[cluster\]'"
+        ClusterError, match=r"cluster\.kind: ray needs the package ray: pip install 'dynarep\[cluster\]'"
     ):
         dict(map_shards(leave, {"a": 0}, ClusterConfig(kind="ray")))
 
@@ -217,10 +218,10 @@ class Recordings:
             (self.cards / f"{name}.yaml").write_text(f"path: {name}.npz\nformat: arrays\n")
         (self.cards / "mixed.yaml").write_text("mix: [c, a, {name: b, fraction: 0.5}]\n")
 
-    def prepare(self, out: str, engine: ClusterConfig) -> dict[str, str]:
+    def prepare(self, out: str, cluster: ClusterConfig) -> dict[str, str]:
         """Digests of the files of the prepared mixture."""
         folder = self.root / out
-        prepare(["mixed"], cards=self.cards, root=self.root, out=folder, engine=engine)
+        prepare(["mixed"], cards=self.cards, root=self.root, out=folder, engine=cluster)
         return {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "mixed").iterdir())}
 
 
@@ -233,28 +234,21 @@ def test_a_mixture_is_read_in_several_processes(tmp_path: Path) -> None:
     assert not (tmp_path / "none" / "mixed").exists()
 
 
-def label(root: Path, engine: ClusterConfig) -> dict[str, np.ndarray]:
+def label(root: Path, cluster: ClusterConfig) -> dict[str, np.ndarray]:
     """Rewards of ``agents`` by transport in the space of an encoder."""
     import torch
 
-    from dynarep.pipeline.encoders import IntentArchitecture, IntentEncoder
-    from dynarep.pipeline.training.loop import Run
-    from dynarep.pipeline.relabel import AILOTMethodConfig, relabel
-    from dynarep.pipeline.spaces import intent_space
+    from dynarep.pipeline.methods.encoders.icvf import IntentArchitecture, IntentEncoder
+    from dynarep.pipeline.relabel import relabel
+    from dynarep.pipeline.training.run import Run
+    from tests.entries import entry
 
     torch.manual_seed(0)
     encoder = IntentEncoder(IntentArchitecture(replicas=2, observation_dim=3, hidden=(16,), latent_dim=4)).eval()
     agents, experts = (load_dataset(root / name) for name in ("agents", "experts"))
-    found = relabel(
-        "ailot",
-        AILOTMethodConfig(kind="ailot"),
-        agents,
-        experts,
-        {"intent": intent_space(encoder.requires_grad_(False))},
-        torch.device("cpu"),
-        Run("relabel/ailot", 0, 2, root, root),
-        engine,
-    )
+    run = Run("relabel/ailot", 0, 2, root, root)
+    c = entry("relabel", "ailot", space="intent")
+    found = relabel(c, agents, experts, encoder.requires_grad_(False), run, cluster)
     assert list(found.rewards) == [e.id for e in agents.episodes]
     return {**found.rewards, "metrics": np.array([found.metrics["marginal_error"], found.metrics["iterations"]])}
 
@@ -284,7 +278,7 @@ class TwoNodes:
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.second = self.cluster.add_node(num_cpus=1)
         self.cluster.wait_for_nodes()
-        self.engine = ClusterConfig(kind="ray", address=self.cluster.address)
+        self.there = ClusterConfig(kind="ray", address=self.cluster.address)
 
     def kill_second(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
@@ -328,7 +322,7 @@ def test_a_node_that_dies_loses_no_shard(
     log.mkdir()
     second = nodes.second.node_id
     monkeypatch.setattr(
-        module, "map_shards", lambda fn, items, engine: map_shards(partial(slowly, log, fn), items, engine)
+        module, "map_shards", lambda fn, items, cluster: map_shards(partial(slowly, log, fn), items, cluster)
     )
     killed = threading.Event()
 
@@ -340,7 +334,7 @@ def test_a_node_that_dies_loses_no_shard(
 
     killer = threading.Thread(target=kill_while_it_works)
     killer.start()
-    found = label(labelled, nodes.engine)
+    found = label(labelled, nodes.there)
     killer.join()
     assert killed.is_set()
     assert same(found, expected)
@@ -356,33 +350,34 @@ def test_prepare_and_evaluate_on_ray_are_the_same_to_the_bit(nodes: TwoNodes, tm
     import torch
 
     from dynarep.pipeline.artifacts.storage import save_model
-    from dynarep.pipeline.encoders import Policy, PolicyArchitecture
-    from dynarep.pipeline.playing.evaluate import EvaluateConfig, evaluate
+    from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
+    from dynarep.pipeline.playing.evaluate import evaluate
+    from dynarep.pipeline.playing.play import EvaluateConfig
 
     project = Recordings(tmp_path)
-    assert project.prepare("ray", nodes.engine) == project.prepare("local", ClusterConfig())
+    assert project.prepare("ray", nodes.there) == project.prepare("local", ClusterConfig())
 
     torch.manual_seed(0)
     architecture = PolicyArchitecture(
         replicas=2, observation_dim=11, action_low=(-1.0,) * 3, action_high=(1.0,) * 3, hidden=(8,)
     )
-    folder = tmp_path / "artifacts" / "imitate" / "bc"
+    folder = tmp_path / "artifacts" / "learn" / "bc"
     save_model(folder, Policy(architecture))
     (folder / "metadata.json").write_text("{}")
     settings = EvaluateConfig(env="Hopper-v4", episodes=12, max_steps=60, workers=1)
     artifacts = tmp_path / "artifacts"
-    assert evaluate(settings, artifacts, engine=nodes.engine) == evaluate(settings, artifacts)
+    assert evaluate("bc", settings, artifacts, cluster=nodes.there) == evaluate("bc", settings, artifacts)
 
 
 @pytest.mark.slow
 def test_shards_that_fail_on_ray_are_named_and_killed_workers_replaced(nodes: TwoNodes, tmp_path: Path) -> None:
     for name in ("die", "broken"):
         (tmp_path / name).mkdir()
-    assert dict(map_shards(partial(dies_once, tmp_path / "die"), ITEMS, nodes.engine)) == ITEMS
+    assert dict(map_shards(partial(dies_once, tmp_path / "die"), ITEMS, nodes.there)) == ITEMS
     assert starts(tmp_path / "die").count(2) == 2
-    check_failures(tmp_path / "broken", replace(nodes.engine, retries=1))
+    check_failures(tmp_path / "broken", replace(nodes.there, retries=1))
     with pytest.raises(ClusterError, match=r"1 of 2 shards failed, 1 are done: bad: failed every time, .*"):
-        dict(map_shards(leave, {"bad": 1, "good": 0}, replace(nodes.engine, retries=0)))
+        dict(map_shards(leave, {"bad": 1, "good": 0}, replace(nodes.there, retries=0)))
 
 
 @pytest.mark.slow
@@ -393,7 +388,7 @@ def test_a_cluster_that_does_not_answer_is_named_within_seconds(monkeypatch: pyt
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         begin = time.monotonic()
         with pytest.raises(
-            ClusterError, match=rf"engine: the Ray cluster at {address} cannot be joined: no answer .*kind: local"
+            ClusterError, match=rf"cluster: the Ray cluster at {address} cannot be joined: no answer .*kind: local"
         ):
             dict(map_shards(leave, {"a": 0}, ClusterConfig(kind="ray", address=address)))
         assert time.monotonic() - begin < 10

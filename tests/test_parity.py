@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from dynarep.configs.params import validate
-from dynarep.pipeline.methods import ailot, otr
+from dynarep.pipeline.labelling import better
 from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig, MultilinearValue
 from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
+from dynarep.pipeline.methods.rewards import ailot, otr
 from dynarep.pipeline.nn.networks import StackedLinear
-from dynarep.pipeline.relabel import better
 from dynarep.pipeline.transport import pad_with_last, sinkhorn
 
 torch.set_num_threads(1)

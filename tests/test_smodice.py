@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.training.loop import Run, TrainingConfig
-from dynarep.pipeline.nn.functional import gradient_penalty
-from dynarep.pipeline.imitate import WeightedPolicyConfig, _discounted_absorption, imitate, smoke
+from dynarep.pipeline.entries import Entry
+from dynarep.pipeline.learn import absorbed, learn
+from dynarep.pipeline.method import Needs
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsArchitecture, DynamicsEncoder
 from dynarep.pipeline.methods.learners.smodice import (
     Comparison,
     Discriminator,
@@ -28,7 +28,10 @@ from dynarep.pipeline.methods.learners.smodice import (
     dual_loss,
     effective_share,
 )
+from dynarep.pipeline.nn.functional import gradient_penalty
 from dynarep.pipeline.nn.networks import Normaliser
+from dynarep.pipeline.training.config import TrainingConfig
+from tests.entries import a_run, entry
 
 torch.set_num_threads(1)
 
@@ -339,20 +342,15 @@ def training(updates: int, batch_size: int = 8) -> TrainingConfig:
     return TrainingConfig(updates=updates, batch_size=batch_size, updates_per_chunk=updates)
 
 
-def policy_config(*, kind: str = "smodice", absorbing: bool = False, observe: str = "states") -> WeightedPolicyConfig:
-    return WeightedPolicyConfig(
-        kind=kind,  # type: ignore[arg-type]
+def policy_config(*, absorbing: bool = False, observe: str = "states", **inputs: Any) -> Entry[Any]:
+    c = SMODICEConfig(
+        hidden=(8,),
+        observe=observe,  # type: ignore[arg-type]
         absorbing=absorbing,
-        method=SMODICEConfig(hidden=(8,), observe=observe),  # type: ignore[arg-type]
         discriminator=training(3),
         value=training(3),
-        training=training(4),
     )
-
-
-def run(folder: Path) -> Run:
-    (folder / "out").mkdir(parents=True)
-    return Run("imitate", 0, 2, folder / "out", folder / "checkpoints")
+    return entry("learn", "smodice", c, training=training(4), **inputs)
 
 
 def test_an_expert_seen_without_actions_is_imitated_with_the_actions_of_the_data(
@@ -366,16 +364,17 @@ def test_an_expert_seen_without_actions_is_imitated_with_the_actions_of_the_data
     data = prepared("data", [Episode(id="a", observations=wander, actions=wander[1:], **ends)])
     shown = prepared("shown", [Episode(id="b", observations=stay, **ends)])
     method = SMODICEConfig(
-        hidden=(32,), gamma=0.9, learning_rate=1e-2, value_rate=1e-2, gradient_penalty=0.0, initial="data"
-    )
-    c = WeightedPolicyConfig(
-        kind="smodice",
-        method=method,
+        hidden=(32,),
+        gamma=0.9,
+        learning_rate=1e-2,
+        value_rate=1e-2,
+        gradient_penalty=0.0,
+        initial="data",
         discriminator=training(150, 128),
         value=training(200, 128),
-        training=training(200, 128),
     )
-    policy, facts = imitate("s", c, shown, data, None, run(tmp_path / "run"))
+    c = entry("learn", "smodice", method, training=training(200, 128))
+    policy, facts = learn(c, data, shown, None, None, a_run(tmp_path / "run"))
     states = torch.linspace(0.3, 0.7, 20)[None, :, None]
     assert ((policy.act(states) - 0.5).abs() < 0.15).all()
     assert all(0.02 < share < 0.5 for share in facts["effective_share"])
@@ -384,8 +383,8 @@ def test_an_expert_seen_without_actions_is_imitated_with_the_actions_of_the_data
 @pytest.mark.parametrize("absorbing", [False, True])
 def test_a_demonstration_without_actions_will_do(walk: Callable[..., Dataset], tmp_path: Path, absorbing: bool) -> None:
     shown, data = walk("shown", action_dim=0), walk("data", terminated=True, truncated=False)
-    within = run(tmp_path / "run")
-    policy, facts = imitate("s", policy_config(absorbing=absorbing), shown, data, None, within)
+    within = a_run(tmp_path / "run")
+    policy, facts = learn(policy_config(absorbing=absorbing), data, shown, None, None, within)
     assert policy.act(torch.randn(1, 5, 3)).shape == (2, 5, 2)
     assert (policy.architecture.observation_dim, policy.architecture.absorbing) == (3, absorbing)
     saw = {"expert": "2 episodes (60 steps), observations only", "other": "60 transitions without rewards"}
@@ -397,32 +396,37 @@ def test_a_demonstration_without_actions_will_do(walk: Callable[..., Dataset], t
 def test_actions_shown_are_not_said_to_be_used(walk: Callable[..., Dataset], tmp_path: Path) -> None:
     shown = walk("shown")
     for observe, content in (("states", "observations only"), ("state_actions", "observations and actions")):
-        _, facts = imitate("s", policy_config(observe=observe), shown, walk("data"), None, run(tmp_path / observe))
+        _, facts = learn(policy_config(observe=observe), walk("data"), shown, None, None, a_run(tmp_path / observe))
         assert facts["saw"]["expert"] == f"2 episodes (60 steps), {content}"
 
 
 def test_actions_are_asked_for_where_they_are_needed(walk: Callable[..., Dataset], tmp_path: Path) -> None:
-    shown, data, within = walk("shown", action_dim=0), walk("data"), run(tmp_path / "run")
+    shown, data, within = walk("shown", action_dim=0), walk("data"), a_run(tmp_path / "run")
     with pytest.raises(ValueError, match="dataset shown has no actions; smodice imitates actions"):
-        imitate("s", policy_config(observe="state_actions"), shown, data, None, within)
+        learn(policy_config(observe="state_actions"), data, shown, None, None, within)
     with pytest.raises(ValueError, match="dataset shown has no actions; smodice imitates actions"):
-        imitate("s", policy_config(), data, shown, None, within)
+        learn(policy_config(), shown, data, None, None, within)
     other = replace(data, name="other", spec=replace(data.spec, action_dim=1))
     with pytest.raises(ValueError, match="action_dim: found 1 in demonstrations other, expected 2 as in data"):
-        imitate("s", policy_config(), other, data, None, within)
+        learn(policy_config(), data, other, None, None, within)
 
 
 def test_weights_in_the_representation(walk: Callable[..., Dataset], tmp_path: Path) -> None:
     shown, data = walk("shown"), walk("data")
-    c = policy_config(kind="repr_smodice", observe="state_actions")
-    _, facts = imitate("s", c, shown, data, encoder(), run(tmp_path / "run"))
+    c = policy_config(observe="state_actions", encoder="dynamics")
+    _, facts = learn(c, data, shown, encoder(), None, a_run(tmp_path / "run"))
     assert facts["saw"]["other"] == "60 transitions without rewards, also through phi and mu"
-    with pytest.raises(ValueError, match="repr_smodice needs a dynamics encoder"):
-        imitate("s", c, shown, data, None, run(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"s\.method\.observe: found states, expected state_actions"):
-        imitate("s", policy_config(kind="repr_smodice"), shown, data, encoder(), run(tmp_path / "states"))
+    with pytest.raises(ValueError, match=r"learn\.name: observe: found states, expected state_actions"):
+        learn(policy_config(encoder="dynamics"), data, shown, encoder(), None, a_run(tmp_path / "states"))
     with pytest.raises(ValueError, match="has absorbing False, this run needs True"):
-        imitate("s", replace(c, absorbing=True), shown, data, encoder(), run(tmp_path / "absorbing"))
+        learn(
+            policy_config(observe="state_actions", absorbing=True, encoder="dynamics"),
+            data,
+            shown,
+            encoder(),
+            None,
+            a_run(tmp_path / "absorbing"),
+        )
 
 
 def test_a_run_can_be_repeated_to_the_bit(walk: Callable[..., Dataset], tmp_path: Path) -> None:
@@ -430,24 +434,24 @@ def test_a_run_can_be_repeated_to_the_bit(walk: Callable[..., Dataset], tmp_path
     acts = []
     for name in ("a", "b"):
         c = policy_config(observe="state_actions")
-        policy, _ = imitate("s", c, shown, data, None, run(tmp_path / name))
+        policy, _ = learn(c, data, shown, None, None, a_run(tmp_path / name))
         acts.append(policy.act(torch.ones(1, 2, 3)))
     assert torch.equal(*acts)
 
 
 def test_absorption_has_its_share_of_the_discounted_occupancy(make_episode: Callable[..., Episode]) -> None:
     gamma, lengths = 0.9, (1, 8, 200)
+    needs = Needs(absorbing="discounted", gamma=gamma)
     ended = [make_episode(n, f"e-{n}", terminated=True, truncated=False) for n in lengths]
-    for n, e in zip(lengths, _discounted_absorption(ended, gamma), strict=True):
+    for n, e in zip(lengths, absorbed(ended, needs), strict=True):
         share = (e.length - n) / e.length
         assert share == pytest.approx(gamma**n, abs=0.5 / e.length)
-    (cut,) = _discounted_absorption([make_episode(8)], gamma)
+    (cut,) = absorbed([make_episode(8)], needs)
     assert cut.length == 8
 
 
 def test_smoke_shrinks_every_training() -> None:
-    c = replace(policy_config(), training=TrainingConfig(updates=9999), value=TrainingConfig(updates=9999))
-    shrunk = smoke(c)
-    assert isinstance(shrunk, WeightedPolicyConfig)
-    assert {shrunk.training.updates, shrunk.value.updates, shrunk.discriminator.updates} == {20}
-    assert shrunk.method == c.method
+    c = policy_config()
+    shrunk = replace(c, config=replace(c.config, value=TrainingConfig(updates=9999))).smoke()
+    assert {shrunk.inputs.training.updates, shrunk.config.value.updates, shrunk.config.discriminator.updates} == {20}
+    assert replace(shrunk.config, value=c.config.value, discriminator=c.config.discriminator) == c.config

@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynarep.pipeline.artifacts.storage import load_policy, save_artifact
-from dynarep.pipeline.encoders import Policy
-from dynarep.pipeline.training.loop import Run, TrainingConfig, train
-from dynarep.pipeline.playing.evaluate import find_policies
+from dynarep.pipeline.artifacts.storage import load_policy_model, save_artifact
+from dynarep.pipeline.dual_game import Transitions
 from dynarep.pipeline.methods.learners.bc import BC, BCConfig
-from dynarep.pipeline.methods.learners.value_dice import Transitions
+from dynarep.pipeline.methods.policies.deterministic import Policy
+from dynarep.pipeline.playing.evaluate import snapshots_of
+from dynarep.pipeline.training.config import TrainingConfig
+from dynarep.pipeline.training.loop import train
+from dynarep.pipeline.training.run import Run
+from tests.entries import NOTHING, drawn_by
 
 
 def cloned(folder: Path, chunk: int) -> Policy:
@@ -26,22 +29,24 @@ def cloned(folder: Path, chunk: int) -> Policy:
 
     training = TrainingConfig(updates=40, batch_size=8, updates_per_chunk=chunk, snapshots=4)
     folder.mkdir(parents=True)
-    train(learner, sample, training, run=Run("bc", 0, 2, folder, folder / "kept"), metrics=("loss",), key="bc-k")
+    run = Run("bc", 0, 2, folder, folder / "kept")
+    train(learner, NOTHING, drawn_by(sample), training, run=run, shown=("loss",), key="bc-k")
     return learner.export()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="samples on the CPU")
 def test_snapshots_are_the_policies_on_the_way(tmp_path: Path) -> None:
-    last = cloned(tmp_path / "imitate" / "bc", 40)
+    last = cloned(tmp_path / "learn" / "bc", 40)
     cloned(tmp_path / "again" / "bc", 7)
     states = []
     for update in (10, 20, 30):
-        one, other = (load_policy(tmp_path / x / "bc" / "snapshots" / f"{update:09d}") for x in ("imitate", "again"))
+        one, other = (
+            load_policy_model(tmp_path / x / "bc" / "snapshots" / f"{update:09d}") for x in ("learn", "again")
+        )
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
         states.append(one.network.layers[0].weight)
     states.append(last.network.layers[0].weight)
     assert all(not torch.equal(a, b) for i, a in enumerate(states) for b in states[:i])
-    assert len(list((tmp_path / "imitate" / "bc" / "snapshots").iterdir())) == 3
-    save_artifact(tmp_path / "imitate" / "bc", last, {})
-    assert list(find_policies(tmp_path)) == ["bc"]
-    assert list(find_policies(tmp_path, snapshots=True)) == ["bc", "bc@10", "bc@20", "bc@30"]
+    assert len(list((tmp_path / "learn" / "bc" / "snapshots").iterdir())) == 3
+    save_artifact(tmp_path / "learn" / "bc", last, {})
+    assert list(snapshots_of("bc", tmp_path / "learn" / "bc")) == ["bc", "bc@10", "bc@20", "bc@30"]

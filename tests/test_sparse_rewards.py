@@ -1,22 +1,23 @@
 """Rewards that are 1 at a goal and 0 elsewhere, as AntMaze has them, from relabelling to a policy."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dynarep.configs.params import read_section
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.training.loop import Run, TrainingConfig
+from dynarep.pipeline.entries import Entry, LearnInputs, read_entry
+from dynarep.pipeline.learn import learn, scaled_rewards
 from dynarep.pipeline.methods.learners.iql import IQLConfig
-from dynarep.pipeline.methods.rewards.otr import OTRConfig, return_range_scale
-from dynarep.pipeline.offline_rl import OfflinePolicyConfig, OfflineRLConfig, offline_rl, scaled_rewards
-from dynarep.pipeline.relabel import AILOTMethodConfig, AnyMethodConfig, OTRMethodConfig, relabel
-from dynarep.pipeline.spaces import observation_space
+from dynarep.pipeline.methods.rewards.otr import OTRConfig
+from dynarep.pipeline.nn.functional import return_range_scale
+from dynarep.pipeline.relabel import relabel
+from dynarep.pipeline.training.config import TrainingConfig
+from tests.entries import a_run, entry, raw, standardised
 
-CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 GOAL = 3.0
 
@@ -58,68 +59,64 @@ def expert(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_published_post_processing_of_antmaze(data: Dataset) -> None:
     """The preset's true rewards are 0 at the goal and -1 elsewhere; relabelled ones are scaled and moved by -2."""
-    c = read_section(ROOT / "configs" / "presets" / "antmaze.yaml", "offline_rl", OfflineRLConfig)
-    true = scaled_rewards(data, None, 2, c, c.policies["iql_true"])
+    preset = ROOT / "configs" / "presets" / "antmaze.yaml"
+    of_true, of_otr = (read_entry(preset, "learn", name).inputs for name in ("iql_true", "iql_otr"))
+    recorded = {e.id: e.rewards[None] for e in data.episodes if e.rewards is not None}
+    true = scaled_rewards(data, recorded, 2, of_true)
     assert true.shape == (2, sum(e.length for e in data.episodes))
-    recorded = torch.cat([torch.from_numpy(e.rewards) for e in data.episodes if e.rewards is not None])
-    assert 0 < recorded.sum() < len(data.episodes)
-    torch.testing.assert_close(true, (recorded - 1.0).expand(2, -1))
+    flat = torch.from_numpy(np.concatenate(list(recorded.values()), 1))
+    assert 0 < flat.sum() < len(data.episodes)
+    torch.testing.assert_close(true, (flat - 1.0).expand(2, -1))
     labels = {
         e.id: torch.rand(1, e.length, generator=torch.Generator().manual_seed(i)) for i, e in enumerate(data.episodes)
     }
     flat = torch.cat([labels[e.id] for e in data.episodes], -1)
     scale = return_range_scale([labels[e.id] for e in data.episodes])
-    found = scaled_rewards(data, labels, 1, c, c.policies["iql_otr"])
+    found = scaled_rewards(data, labels, 1, of_otr)
     torch.testing.assert_close(found, flat * scale - 2.0)
 
 
-def test_a_policy_without_settings_of_its_own_has_those_of_the_section(data: Dataset) -> None:
-    c = OfflineRLConfig(
-        policies={}, reward_scale="none", reward_bias=-3.0, training=TrainingConfig(updates=1, batch_size=1)
-    )
-    plain = scaled_rewards(data, None, 1, c)
+def test_scale_and_bias_are_those_of_the_entry(data: Dataset) -> None:
+    recorded = {e.id: e.rewards[None] for e in data.episodes if e.rewards is not None}
+    names = {"dataset": "data", "demonstrations": "data", "rewards": "recorded"}
+    plain = scaled_rewards(data, recorded, 1, LearnInputs(**names, reward_scale="none", reward_bias=-3.0))
     assert sorted(set(plain[0].tolist())) == [-3.0, -2.0]
-    torch.testing.assert_close(scaled_rewards(data, None, 1, c, OfflinePolicyConfig(rewards="true")), plain)
-    moved = scaled_rewards(data, None, 1, c, OfflinePolicyConfig(rewards="true", reward_bias=0.0))
+    moved = scaled_rewards(data, recorded, 1, LearnInputs(**names, reward_scale="none"))
     torch.testing.assert_close(moved, plain + 3.0)
+    scaled = scaled_rewards(data, recorded, 1, LearnInputs(**names))
+    torch.testing.assert_close(scaled, 1000.0 * moved)  # returns are 0 and 1
+    with pytest.raises(ValueError, match="rewards: found 2 replicas, this run has 3"):
+        scaled_rewards(data, {name: np.repeat(x, 2, 0) for name, x in recorded.items()}, 3, LearnInputs(**names))
 
 
 def test_no_success_at_all_leaves_the_scale_undefined(data: Dataset) -> None:
-    c = OfflineRLConfig(policies={}, training=TrainingConfig(updates=1, batch_size=1))
+    c = LearnInputs(dataset="data", demonstrations="data", rewards="nothing")
     nothing = {e.id: torch.zeros(1, e.length) for e in data.episodes}
     with pytest.raises(ValueError, match="all episodes have the same return"):
         scaled_rewards(data, nothing, 1, c)
 
 
-METHODS: list[AnyMethodConfig] = [
-    AILOTMethodConfig(kind="ailot", space="standardised"),
-    OTRMethodConfig(kind="otr", method=OTRConfig(temperature=1.0, divide_by_observation_dim=False)),
+METHODS = [
+    entry("relabel", "ailot", space="standardised"),
+    entry("relabel", "otr", OTRConfig(temperature=1.0, divide_by_observation_dim=False), space="raw"),
 ]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.kind))
 def test_relabelled_sparse_data_teach_to_go_to_the_goal(
-    method: AnyMethodConfig, data: Dataset, expert: Dataset, tmp_path: Path
+    method: Entry[Any], data: Dataset, expert: Dataset, tmp_path: Path
 ) -> None:
-    spaces = {
-        name: observation_space(data, CPU, standardise=name == "standardised") for name in ("raw", "standardised")
-    }
-    run = Run("relabel/x", 0, 1, tmp_path, tmp_path)
-    made = relabel("x", method, data, expert, spaces, CPU, run)  # type: ignore[arg-type]
+    encoder = raw(data) if method.inputs.space == "raw" else standardised(data)
+    made = relabel(method, data, expert, encoder, a_run(tmp_path / "label", "relabel/x", 1))
     labels = {name: torch.from_numpy(values) for name, values in made.rewards.items()}
     per_step = {e.terminated: [] for e in data.episodes}  # type: ignore[var-annotated]
     for e in data.episodes:
         per_step[e.terminated].append(float(labels[e.id].mean()))
     assert np.mean(per_step[True]) > np.mean(per_step[False])  # nearer to the expert's states
-    (tmp_path / "out").mkdir()
-    c = OfflineRLConfig(
-        policies={},
-        reward_bias=-2.0,
-        iql=IQLConfig(hidden=(32,), expectile=0.9, temperature=10.0, learning_rate=3e-3),
-        training=TrainingConfig(updates=300, batch_size=64),
-    )
-    learn = Run("offline_rl/x", 0, 1, tmp_path / "out", tmp_path / "kept")
-    policy = offline_rl(c, OfflinePolicyConfig(rewards="x"), data, scaled_rewards(data, labels, 1, c), learn)
+    iql = IQLConfig(hidden=(32,), expectile=0.9, temperature=10.0, learning_rate=3e-3)
+    training = TrainingConfig(updates=300, batch_size=64)
+    policy_entry = entry("learn", "iql", iql, rewards="x", reward_bias=-2.0, training=training)
+    policy, _ = learn(policy_entry, data, data, None, labels, a_run(tmp_path / "learn", "learn/x", 1))
     states = torch.tensor([[[1.0, 1.0], [1.6, 1.0], [2.2, 1.0]]])
     mean_action = float(np.mean([e.actions.mean() for e in data.episodes if e.actions is not None]))
     assert float(policy.act(states).detach().mean()) > mean_action

@@ -28,13 +28,15 @@ from dynarep.data.schema import DataError, Episode, Spec
 from dynarep.data.shards import Shard, ShardedDataset, load_dataset, open_dataset, write_dataset
 from dynarep.data.split import held_out_ids
 from dynarep.data.stream import EpisodeBuffer, EpisodeOrder, read_some, spread_rounds
-from dynarep.pipeline import pretrain_dynamics as dynamics_stage
-from dynarep.pipeline.training.loop import Run, TrainingConfig, training_device
+from dynarep.pipeline.entries import Entry
 from dynarep.pipeline.methods.encoders.contrastive import DynamicsConfig
 from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
-from dynarep.pipeline.pretrain_dynamics import NoiseConfig, PretrainDynamicsConfig, pretrain_dynamics
-from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
+from dynarep.pipeline.pretrain import pretrain
 from dynarep.pipeline.sources import StreamConfig
+from dynarep.pipeline.training.config import TrainingConfig
+from dynarep.pipeline.training.device import training_device
+from dynarep.pipeline.training.run import Run
+from tests.entries import entry
 
 torch.set_num_threads(1)
 
@@ -208,7 +210,7 @@ def test_the_buffer_holds_whole_episodes_in_order(
     last: list[int] = []
     with EpisodeBuffer(dataset, transform=transform, **options) as buffer:
         for update in range(100):
-            buffer.seek(update)
+            buffer.advance(update)
             if absorbing:
                 numbers = [int(e.observations[0, 0]) for e in buffer.episodes()]
                 expected = TransitionTable.from_episodes([bits[i] for i in numbers])
@@ -232,19 +234,19 @@ def test_the_buffer_is_the_same_whether_it_went_there_or_jumped(tmp_path: Path, 
     options: dict[str, Any] = {"steps": 40, "steps_per_update": 2.0, "seed": 1, "shuffle_shards": 4}
     with EpisodeBuffer(dataset, **options) as walked, EpisodeBuffer(dataset, **options) as jumped:
         for u in range(update + 1):
-            walked.seek(u)
-        jumped.seek(update)
+            walked.advance(u)
+        jumped.advance(update)
         assert torch.equal(walked.table.packed, jumped.table.packed)
         assert torch.equal(walked.table.last, jumped.table.last)
         with pytest.raises(ValueError, match="update: found -5"):
-            walked.seek(-5)
+            walked.advance(-5)
 
 
 def test_a_dataset_that_fits_is_the_resident_table(tmp_path: Path) -> None:
     dataset = written(tmp_path / "robot", [5, 3, 8], shard_bytes=10**6)
     with EpisodeBuffer(dataset, steps=16, steps_per_update=4.0, seed=0) as buffer:
         for update in (0, 1000):
-            buffer.seek(update)
+            buffer.advance(update)
             resident = TransitionTable.from_episodes(load_dataset(tmp_path / "robot").episodes)
             assert torch.equal(buffer.table.packed, resident.packed)
             assert torch.equal(buffer.table.last, resident.last)
@@ -273,7 +275,7 @@ def test_each_transition_is_drawn_as_often_as_asked(tmp_path: Path) -> None:
     updates = int(40 * total * reuse / batch)
     with EpisodeBuffer(dataset, steps=100, steps_per_update=batch / reuse, seed=2, shuffle_shards=8) as buffer:
         for update in range(updates):
-            buffer.seek(update)
+            buffer.advance(update)
             rows = uniform(len(buffer.table), (batch,), generator, "cpu")
             draws.update(buffer.table.observations_at(rows)[:, 0].int().tolist())
     rates = np.array([draws[i] / t for i, t in enumerate(lengths)]) / 40
@@ -292,7 +294,7 @@ def test_goals_keep_their_mixture_and_their_episodes_in_a_moving_buffer(tmp_path
     draws, updates = 256, 400
     with EpisodeBuffer(dataset, steps=500, steps_per_update=40.0, seed=0, shuffle_shards=4) as buffer:
         for update in range(updates):
-            buffer.seek(update)
+            buffer.advance(update)
             table = buffer.table
             portions.add(tuple(table.lengths.tolist()))
             i = uniform(len(table), (draws,), generator, "cpu")
@@ -329,7 +331,7 @@ def test_a_mixture_keeps_its_proportions(tmp_path: Path) -> None:
     shares = []
     with EpisodeBuffer(dataset, steps=600, steps_per_update=20.0, seed=0) as buffer:
         for update in range(300):
-            buffer.seek(update)
+            buffer.advance(update)
             shares.append(float((buffer.table.observations[:, 0] < 90).double().mean()))
     assert np.mean(shares) == pytest.approx(0.3, abs=0.02)
     assert np.std(shares) < 0.06
@@ -349,7 +351,7 @@ def test_some_episodes_to_measure_on_come_from_few_shards(tmp_path: Path) -> Non
 
 def walk(buffer: EpisodeBuffer, updates: Iterable[int]) -> None:
     for update in updates:
-        buffer.seek(update)
+        buffer.advance(update)
 
 
 def damage_missing(path: Path) -> None:
@@ -413,7 +415,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path: Path) -> Non
             pytest.raises(DataError, match=r"shard-000000.tar.*(does not hold the episodes|found 6 tr.*expected 7)"),
             EpisodeBuffer(open_dataset(path.parent), steps=100, steps_per_update=1.0, seed=0) as buffer,
         ):
-            buffer.seek(0)
+            buffer.advance(0)
         with pytest.raises(DataError, match=r"does not hold the episodes|found 6 transitions, expected 7"):
             load_dataset(path.parent)
 
@@ -440,17 +442,15 @@ def test_an_index_that_no_dataset_has_is_refused(tmp_path: Path, key: str, value
 
 TRAINING = TrainingConfig(updates=44, batch_size=16, updates_per_chunk=7, checkpoint_every=14, compile=False)
 STREAM = StreamConfig(buffer_steps=120, shuffle_shards=3, reuse=2.0)
-INTENT = PretrainIntentConfig(
-    dataset="robot", held_out=0.2, stream=STREAM, method=ICVFConfig(hidden=(8,), latent_dim=4), training=TRAINING
-)
-DYNAMICS = PretrainDynamicsConfig(
-    dataset="robot",
-    noise=NoiseConfig(dataset="robot", states="next"),
-    held_out=0.2,
-    stream=STREAM,
-    method=DynamicsConfig(hidden=(8,), feature_dim=4),
-    training=TRAINING,
-)
+INPUTS: dict[str, Any] = {"dataset": "robot", "held_out": 0.2, "stream": STREAM, "training": TRAINING}
+INTENT = entry("pretrain", "icvf", ICVFConfig(hidden=(8,), latent_dim=4), **INPUTS)
+DYNAMICS = entry("pretrain", "contrastive", DynamicsConfig(hidden=(8,), feature_dim=4), **INPUTS)
+BIT = replace(DYNAMICS, config=replace(DYNAMICS.config, absorbing=True))
+
+
+def changed(c: Entry[Any], **inputs: Any) -> Entry[Any]:
+    """The entry with other inputs."""
+    return replace(c, inputs=replace(c.inputs, **inputs))
 
 
 @pytest.fixture(scope="module")
@@ -460,87 +460,84 @@ def robot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def learn(folder: Path, robot: Path, config: Any) -> tuple[dict[str, torch.Tensor], Any]:
-    """Weights and metrics of either stage."""
+def learn(folder: Path, robot: Path, c: Entry[Any]) -> tuple[dict[str, torch.Tensor], Any]:
+    """Weights and metrics of either encoder."""
     output = folder / "output"
     output.mkdir(parents=True)
     run = Run("stage", 0, 2, output, folder / "checkpoints")
-    dataset: Any = load_dataset(robot) if config.stream is None else open_dataset(robot)
+    dataset: Any = load_dataset(robot) if c.inputs.stream is None else open_dataset(robot)
     try:
-        if isinstance(config, PretrainIntentConfig):
-            encoder, metrics, _ = pretrain_intent(config, dataset, run)
-        else:
-            encoder, metrics = pretrain_dynamics(config, dataset, dataset, run)
+        made = pretrain(c, dataset, run)
     finally:
         output.rename(folder / f"output-{len(list(folder.iterdir()))}")
-    return encoder.state_dict(), metrics
+    return made.encoder.state_dict(), made.measured.metrics
 
 
 @pytest.mark.parametrize(
-    "config", [INTENT, DYNAMICS, replace(DYNAMICS, absorbing=True)], ids=["intent", "dynamics", "bit"]
+    "config",
+    [INTENT, DYNAMICS, BIT],
+    ids=["intent", "dynamics", "bit"],
 )
 def test_a_resumed_stream_is_the_uninterrupted_one_to_the_bit(
     tmp_path: Path, robot: Path, config: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped after update 33, in the middle of an epoch, of a chunk and of the buffer's way."""
     whole, metrics = learn(tmp_path / "a", robot, config)
-    seek = EpisodeBuffer.seek
+    advance = EpisodeBuffer.advance
 
-    def failing(self: EpisodeBuffer, update: int) -> None:
+    def failing(self: EpisodeBuffer, update: int, policy: Any = None) -> None:
         if update == 33:
             raise RuntimeError("stopped")
-        seek(self, update)
+        advance(self, update, policy)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EpisodeBuffer, "seek", failing)
+        patch.setattr(EpisodeBuffer, "advance", failing)
         with pytest.raises(RuntimeError, match="stopped"):
             learn(tmp_path / "b", robot, config)
     resumed, again = learn(tmp_path / "b", robot, config)
     assert "resuming at update" in capsys.readouterr().err
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert again == metrics
-    chunked, _ = learn(tmp_path / "c", robot, replace(config, training=replace(TRAINING, updates_per_chunk=20)))
+    chunked, _ = learn(tmp_path / "c", robot, changed(config, training=replace(TRAINING, updates_per_chunk=20)))
     assert all(torch.equal(whole[name], chunked[name]) for name in whole), "chunks change nothing"
 
 
 @pytest.mark.parametrize("config", [INTENT, DYNAMICS], ids=["intent", "dynamics"])
 def test_a_stream_that_fits_trains_the_resident_model_to_the_bit(tmp_path: Path, robot: Path, config: Any) -> None:
-    if isinstance(config, PretrainDynamicsConfig):  # a stream has no separate copy of the dataset for its noise
-        config = replace(config, noise=NoiseConfig(dataset="robot", states="next"))
-    streamed, _ = learn(tmp_path / "a", robot, replace(config, stream=replace(STREAM, buffer_steps=10**6)))
-    resident, _ = learn(tmp_path / "b", robot, replace(config, stream=None))
+    streamed, _ = learn(tmp_path / "a", robot, changed(config, stream=replace(STREAM, buffer_steps=10**6)))
+    resident, _ = learn(tmp_path / "b", robot, changed(config, stream=None))
     same = {name for name in resident if torch.equal(streamed[name], resident[name])}
-    if isinstance(config, PretrainIntentConfig):
+    if config is INTENT:
         assert same >= resident.keys() - {"calibration"}
     other, _ = learn(tmp_path / "c", robot, config)
     assert not all(torch.equal(other[name], resident[name]) for name in resident)
 
 
 @pytest.mark.parametrize("states", ["current", "next"])
-@pytest.mark.parametrize("other", [False, True])
-def test_noise_states_come_from_their_dataset(
-    tmp_path: Path, robot: Path, states: Any, other: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("streamed", [False, True])
+def test_noise_states_come_from_the_dataset(
+    tmp_path: Path, robot: Path, states: Any, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of another dataset from a buffer of its own; of the same dataset, never a held-out one."""
-    noise = replace(open_dataset(robot), name="other") if other else open_dataset(robot)
+    """In memory from all of it, of a stream from what is in the buffer, never a held-out episode; transitions never are."""
     chosen = {int(name[2:]) for name in held_out_ids([f"e-{i:06d}" for i in range(40)], 0.2, 0)}
     seen: set[int] = set()
     steps: set[int] = set()
 
-    def draw_only(learner: Any, sample: Any, training: Any, *, seek: Any, **_: Any) -> None:
+    def draw_only(learner: Any, sources: Any, batch: Any, training: Any, *, advance: Any, **_: Any) -> None:
         generator = torch.Generator(training_device()).manual_seed(0)
         for update in range(300):
-            seek(update)
-            batch = sample(generator)
-            assert not chosen & set(batch.observations[..., 0].int().unique().tolist())
-            steps.update(batch.noise[..., 1].int().unique().tolist())
-            seen.update(batch.noise[..., 0].int().unique().tolist())
+            advance(update)
+            drawn = batch(sources, generator)
+            assert not chosen & set(drawn.observations[..., 0].int().unique().tolist())
+            steps.update(drawn.noise[..., 1].int().unique().tolist())
+            seen.update(drawn.noise[..., 0].int().unique().tolist())
 
-    monkeypatch.setattr(dynamics_stage, "train", draw_only)
-    training = replace(TRAINING, updates=300)
-    c = replace(DYNAMICS, noise=NoiseConfig(dataset=noise.name, states=states), training=training)
-    pretrain_dynamics(c, open_dataset(robot), noise, Run("stage", 0, 2, tmp_path, tmp_path))
-    assert seen == (set(range(40)) if other else set(range(40)) - chosen)
+    monkeypatch.setattr("dynarep.pipeline.training.loop.train", draw_only)
+    c = replace(DYNAMICS, config=replace(DYNAMICS.config, noise=states))
+    c = changed(c, training=replace(TRAINING, updates=300), stream=STREAM if streamed else None)
+    dataset: Any = open_dataset(robot) if streamed else load_dataset(robot)
+    pretrain(c, dataset, Run("stage", 0, 2, tmp_path, tmp_path))
+    assert seen == (set(range(40)) - chosen if streamed else set(range(40)))
     assert min(steps) == (0 if states == "current" else 1)
 
 

@@ -5,35 +5,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import Tensor
 
-from dynarep.configs.params import ParamsError, validate
+from dynarep.configs.params import ParamsError
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
-from dynarep.data.shards import Dataset, load_dataset, write_dataset
-from dynarep.pipeline.artifacts.storage import load_policy
-from dynarep.pipeline.training.loop import Run, TrainingConfig, train
+from dynarep.data.shards import Dataset, load_dataset, write_dataset, write_rewards
+from dynarep.pipeline.artifacts.storage import load_policy_model
+from dynarep.pipeline.entries import parse_entry
+from dynarep.pipeline.learn import learn
 from dynarep.pipeline.methods.learners.td3_bc import (
     TD3BC,
     SARSABatch,
     TD3BCConfig,
     actor_loss,
     critic_loss,
+    next_actions,
     smoothed_action,
     td_target,
 )
-from dynarep.pipeline.offline_rl import (
-    OfflinePolicyConfig,
-    OfflineRLConfig,
-    next_actions,
-    offline_rl,
-    scaled_rewards,
-)
 from dynarep.pipeline.run import Stage
-from dynarep.stages import offline_rl as stage
+from dynarep.pipeline.training.config import TrainingConfig
+from dynarep.pipeline.training.loop import train
+from dynarep.pipeline.training.run import Run
+from dynarep.stages import learn as stage
+from tests.entries import NOTHING, a_run, drawn_by, entry
 
 torch.set_num_threads(1)
 
@@ -234,8 +234,8 @@ def test_a_run_resumed_between_two_actor_updates_is_the_same_to_the_bit(tmp_path
 
         output.mkdir()
         model = learner()
-        run = Run("offline_rl/td3_bc", 0, 2, output, tmp_path / checkpoints)
-        train(model, sample, training, run=run, metrics=("q",), key="key")
+        run = Run("learn/td3_bc", 0, 2, output, tmp_path / checkpoints)
+        train(model, NOTHING, drawn_by(sample), training, run=run, shown=("q",), key="key")
         return model
 
     whole = fit(tmp_path / "whole", 0, None, "others")
@@ -354,21 +354,18 @@ def prepared(folder: Path, episodes: list[Episode]) -> Dataset:
 def test_next_actions(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
     episodes = [make_episode(3, "e-0", seed=0), make_episode(1, "e-1", seed=1), make_episode(2, "e-2", seed=2)]
     dataset = prepared(tmp_path / "data", episodes)
-    found = next_actions(dataset, TransitionTable.from_episodes(dataset.episodes))
+    found = next_actions(TransitionTable.from_episodes(dataset.episodes))
     actions = [torch.as_tensor(episode.actions) for episode in episodes]
     nothing = torch.full((1, 2), math.nan)
     expected = torch.cat([part for a in actions for part in (a[1:], nothing)])
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-def section(**td3_bc: Any) -> OfflineRLConfig:
-    values = {
-        "policies": {"p": {"rewards": "true", "learner": "td3_bc"}},
-        "iql": {"hidden": [8]},
-        "td3_bc": {"hidden": [8], **td3_bc},
-        "training": {"updates": 6, "batch_size": 8},
-    }
-    return validate(OfflineRLConfig, values, "offline_rl")
+TRAINING = TrainingConfig(updates=6, batch_size=8)
+
+
+def recorded(dataset: Dataset) -> dict[str, np.ndarray]:
+    return {e.id: e.rewards[None] for e in dataset.episodes if e.rewards is not None}
 
 
 def test_the_stage_hands_the_penalty_what_follows(
@@ -386,10 +383,9 @@ def test_the_stage_hands_the_penalty_what_follows(
     monkeypatch.setattr(TD3BC, "losses", lambda self, batch: seen.append(batch) or losses(self, batch))  # type: ignore[func-returns-value]
     for penalty in (0.0, 0.5):
         seen.clear()
-        output = tmp_path / f"output-{penalty}"
-        output.mkdir()
-        c, run = section(critic_penalty=penalty), Run("offline_rl/p", 0, 2, output, tmp_path / "checkpoints")
-        model = offline_rl(c, c.policies["p"], dataset, scaled_rewards(dataset, None, 2, c), run)
+        c = TD3BCConfig(hidden=(8,), critic_penalty=penalty)
+        made = entry("learn", "td3_bc", c, rewards="recorded", training=TRAINING)
+        model, _ = learn(made, dataset, dataset, None, recorded(dataset), a_run(tmp_path / f"output-{penalty}"))
         assert model.replicas == 2
         assert len(seen) == 6
         if penalty == 0.0:
@@ -408,47 +404,45 @@ def test_a_penalty_on_transitions_that_do_not_follow_each_other(
     tmp_path: Path, make_episode: Callable[..., Episode]
 ) -> None:
     dataset = prepared(tmp_path / "data", [make_episode(5, "e-0", separate=True), make_episode(5, "e-1", seed=1)])
-    (tmp_path / "output").mkdir()
-    run = Run("offline_rl/p", 0, 2, tmp_path / "output", tmp_path / "checkpoints")
-    c = section(critic_penalty=0.1)
-    with pytest.raises(ValueError, match=r"td3_bc.critic_penalty: found .* e-0 of dataset data do not follow"):
-        offline_rl(c, c.policies["p"], dataset, scaled_rewards(dataset, None, 2, c), run)
+    made = entry("learn", "td3_bc", TD3BCConfig(critic_penalty=0.1), rewards="recorded", training=TRAINING)
+    with pytest.raises(ValueError, match=r"learn\.name: critic_penalty: .*row 0 of the dataset does not lead"):
+        learn(made, dataset, dataset, None, recorded(dataset), a_run(tmp_path / "run"))
 
 
 def test_an_unknown_learner_is_refused() -> None:
-    with pytest.raises(ParamsError, match=r"offline_rl.policies.p.learner: found 'cql'"):
-        validate(
-            OfflineRLConfig,
-            {"policies": {"p": {"rewards": "true", "learner": "cql"}}, "training": {"updates": 1}},
-            "offline_rl",
-        )
-    assert OfflinePolicyConfig(rewards="true").learner == "iql"
+    values = {"kind": "cql", "dataset": "data", "demonstrations": "data", "training": {"updates": 1}}
+    with pytest.raises(ParamsError, match=r"learn\.p\.kind: found 'cql', expected one of .*td3_bc"):
+        parse_entry("learn", "p", values)
 
 
 def test_both_learners_through_the_stage(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
     artifacts = tmp_path / "artifacts"
-    prepared(artifacts / "shards" / "data", [make_episode(12, f"e-{i}", seed=i) for i in range(3)])
-    (artifacts / "relabel").mkdir()
-    (artifacts / "relabel" / "metadata.json").write_text(json.dumps({"dataset": "data", "demonstrations": "data"}))
-    values = {
-        "policies": {"a": {"rewards": "true"}, "b": {"rewards": "true", "learner": "td3_bc"}},
-        "iql": {"hidden": [8]},
-        "td3_bc": {"hidden": [4], "layer_norm": True, "critic_penalty": 0.01},
+    dataset = prepared(artifacts / "shards" / "data", [make_episode(12, f"e-{i}", seed=i) for i in range(3)])
+    (artifacts / "relabel" / "true").mkdir(parents=True)
+    write_rewards(artifacts / "relabel" / "true", dataset, recorded(dataset))
+    shared = {
+        "dataset": "data",
+        "demonstrations": "data",
+        "rewards": "true",
         "training": {"updates": 6, "batch_size": 8},
     }
-    params = tmp_path / "params.yaml"
-    params.write_text(yaml.safe_dump({"seed": 0, "replicas": 2, "offline_rl": values}))
-    stage.main(Stage("offline_rl", params))
-    metrics = json.loads((artifacts / "offline_rl" / "metrics.json").read_text())
-    assert metrics == {
-        name: {"learner": kind, "updates": 6, "batch_size": 8} for name, kind in (("a", "iql"), ("b", "td3_bc"))
+    values = {
+        "a": {**shared, "kind": "iql", "hidden": [8]},
+        "b": {**shared, "kind": "td3_bc", "hidden": [4], "layer_norm": True, "critic_penalty": 0.01},
     }
+    params = tmp_path / "params.yaml"
+    params.write_text(yaml.safe_dump({"seed": 0, "replicas": 2, "learn": values}))
     columns = {"a": "policy_loss", "b": "squared_error"}
     for name, (kind, hidden) in {"a": ("iql", (8,)), "b": ("td3_bc", (4,))}.items():
-        folder = artifacts / "offline_rl" / name
+        stage.main(Stage("learn", params, name))
+        folder = artifacts / "learn" / name
         metadata = json.loads((folder / "metadata.json").read_text())
-        assert (metadata["learner"], metadata["rewards"]) == (kind, "true")
-        assert metadata["saw"] == {"expert": "nothing", "other": "36 transitions with the true reward"}
-        policy = load_policy(folder)
+        assert (metadata["kind"], metadata["rewards"]) == (kind, "true")
+        assert metadata["saw"] == {
+            "expert": "what the rewards true saw",
+            "other": "36 transitions with the rewards true",
+        }
+        assert metadata["params"]["learn"] == {name: values[name]}
+        policy = load_policy_model(folder)
         assert (policy.replicas, policy.architecture.hidden) == (2, hidden)
         assert columns[name] in (folder / "curves.tsv").read_text().splitlines()[0].split("\t")

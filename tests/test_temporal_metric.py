@@ -136,6 +136,6 @@ def test_a_directed_space_gives_labels_no_points() -> None:
     encoder = MetricEncoder(
         MetricArchitecture(replicas=1, observation_dim=2, hidden=(4,), latent_dim=INTERVALS, head="interval")
     )
-    assert encoder.spaces == ()
+    assert encoder.offers == ()
     with pytest.raises(ValueError, match="latent_dim: found 12, expected a multiple of 8"):
         TemporalMetric(TemporalMetricConfig(head="interval", latent_dim=12), 1, torch.zeros(2), torch.ones(2))

@@ -7,20 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynarep.pipeline.encoders import DynamicsArchitecture, DynamicsEncoder
-from dynarep.pipeline.nn.functional import dual_objective, gradient_penalty
-from dynarep.pipeline.methods.learners.value_dice import (
+from dynarep.pipeline.dual_game import (
+    DualGame,
     ImitationBatch,
-    PerceptronCritic,
-    RepresentationCritic,
-    ReprValueDICEConfig,
     TanhGaussianActor,
-    Term,
     Transitions,
-    ValueDICE,
-    ValueDICEConfig,
+    dual_objective,
     orthogonality,
 )
+from dynarep.pipeline.methods.encoders.contrastive import DynamicsArchitecture, DynamicsEncoder
+from dynarep.pipeline.methods.learners.repr_value_dice import (
+    RepresentationCritic,
+    ReprValueDICE,
+    ReprValueDICEConfig,
+    Term,
+)
+from dynarep.pipeline.methods.learners.value_dice import PerceptronCritic, ValueDICE, ValueDICEConfig
+from dynarep.pipeline.nn.functional import gradient_penalty
 from dynarep.pipeline.nn.networks import MLP, Normaliser
 
 torch.set_num_threads(1)
@@ -222,9 +225,10 @@ def transitions(batch: int = 6, replicas: int = 2) -> Transitions:
     return Transitions(s, torch.rand(replicas, batch, 2), s_next)
 
 
-def learner(model: DynamicsEncoder | None = None, **values: Any) -> ValueDICE:
-    config = (ReprValueDICEConfig if model else ValueDICEConfig)(hidden=(16,), gamma=GAMMA, **values)
-    return ValueDICE(config, 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH, model)
+def learner(model: DynamicsEncoder | None = None, **values: Any) -> DualGame:
+    method = ReprValueDICE if model else ValueDICE
+    config = method.Config(hidden=(16,), gamma=GAMMA, **values)
+    return method(config, 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH, model)
 
 
 def plain_objective(dice: ValueDICE, batch: ImitationBatch) -> Tensor:
@@ -367,9 +371,14 @@ def test_terms_that_leave_no_q_of_the_action_are_refused(terms: tuple[Term, ...]
         learner(encoder(), terms=terms)
 
 
+def test_value_dice_reads_no_encoder() -> None:
+    with pytest.raises(ValueError, match="value_dice reads no encoder; repr_value_dice does"):
+        ValueDICE(ValueDICEConfig(hidden=(16,)), 2, torch.zeros(3), torch.ones(3), LOW, HIGH, encoder())
+
+
 def test_repr_value_dice_needs_an_encoder() -> None:
     with pytest.raises(ValueError, match="needs a dynamics encoder"):
-        ValueDICE(ReprValueDICEConfig(hidden=(16,)), 2, torch.zeros(3), torch.ones(3), LOW, HIGH)
+        ReprValueDICE(ReprValueDICEConfig(hidden=(16,)), 2, torch.zeros(3), torch.ones(3), LOW, HIGH)
 
 
 @pytest.mark.parametrize("with_encoder", [False, True])
@@ -378,8 +387,8 @@ def test_absorbing_states(with_encoder: bool) -> None:
         replicas=2, observation_dim=3, action_dim=2, hidden=(16,), feature_dim=8, absorbing=True
     )
     model = DynamicsEncoder(architecture) if with_encoder else None
-    config = (ReprValueDICEConfig if model else ValueDICEConfig)(hidden=(16,))
-    dice = ValueDICE(config, 2, torch.randn(4), torch.rand(4) + 0.5, LOW, HIGH, model, absorbing=True)
+    method = ReprValueDICE if model else ValueDICE
+    dice = method(method.Config(hidden=(16,)), 2, torch.randn(4), torch.rand(4) + 0.5, LOW, HIGH, model, absorbing=True)
     bit = (torch.rand(2, 6, 1) < 0.5).float()
 
     def flagged() -> Transitions:

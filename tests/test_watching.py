@@ -10,10 +10,12 @@ import torch
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
-from dynarep.pipeline.training.loop import Run, TrainingConfig
 from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
-from dynarep.pipeline.pretrain_intent import PretrainIntentConfig, pretrain_intent
-from dynarep.pipeline.training.watching import board, coupling_figure
+from dynarep.pipeline.pretrain import board_of, pretrain
+from dynarep.pipeline.training.board import board, coupling_figure
+from dynarep.pipeline.training.config import TrainingConfig
+from dynarep.pipeline.training.run import Run
+from tests.entries import entry
 
 torch.set_num_threads(1)
 
@@ -27,7 +29,7 @@ def read(folder: Path) -> Any:
 
 
 def learn(folder: Path, name: str) -> Path:
-    """The intent stage's folder after a training."""
+    """The folder of an entry after a training."""
     rng = np.random.default_rng(0)
     episodes = [
         Episode(
@@ -45,9 +47,14 @@ def learn(folder: Path, name: str) -> Path:
     output.mkdir()
     training = TrainingConfig(updates=UPDATES, batch_size=8, updates_per_chunk=5)
     method = ICVFConfig(hidden=(16,), latent_dim=8)
-    c = PretrainIntentConfig(dataset="data", held_out=0.3, method=method, training=training)
-    pretrain_intent(c, load_dataset(folder / "data"), Run("intent", 0, 2, output, folder / "checkpoints"))
+    c = entry("pretrain", "icvf", method, held_out=0.3, training=training)
+    run = Run("intent", 0, 2, output, folder / "checkpoints", logs_in=folder / f"{name}-logs")
+    board_of(pretrain(c, load_dataset(folder / "data"), run).measured, run)
     return output
+
+
+def logs(output: Path) -> Path:
+    return output.parent / f"{output.name}-logs"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +66,7 @@ def test_scalars_are_the_curve_also_where_a_training_was_done_before(output: Pat
     for folder in (output, learn(output.parent, "again")):
         with (folder / "curves.tsv").open() as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
-        shown = read(folder / "tensorboard")
+        shown = read(logs(folder))
         assert {"loss", "value", "updates_per_second"} <= set(shown.Tags()["scalars"])
         for name in ("loss", "value"):
             found = [(event.step, event.value) for event in shown.Scalars(name)]
@@ -68,20 +75,20 @@ def test_scalars_are_the_curve_also_where_a_training_was_done_before(output: Pat
 
 
 def test_histograms_a_few_times_of_what_is_trained(output: Path) -> None:
-    shown = read(output / "tensorboard")
+    shown = read(logs(output))
     tags = shown.Tags()["histograms"]
     assert {tag.partition("/")[0] for tag in tags} == {"parameters", "gradients"}
     assert not [tag for tag in tags if "target" in tag]
     for tag in tags:
         assert [event.step for event in shown.Histograms(tag)] == [10, 20, 30, 40]
         assert all(event.histogram_value.num > 1 for event in shown.Histograms(tag))
-    assert sum(path.stat().st_size for path in (output / "tensorboard").rglob("*")) < 500_000
+    assert sum(path.stat().st_size for path in logs(output).rglob("*")) < 500_000
 
 
 def test_the_projector_shows_held_out_states(output: Path) -> None:
-    folder = output / "tensorboard"
+    folder = logs(output)
     config = (folder / "projector_config.pbtxt").read_text()
-    assert 'tensor_name: "psi:' in config
+    assert 'tensor_name: "latents:' in config
     (points,) = folder.rglob("tensors.tsv")
     (metadata,) = folder.rglob("metadata.tsv")
     for path in (points, metadata):
@@ -102,10 +109,10 @@ def test_the_projector_shows_held_out_states(output: Path) -> None:
 
 
 def test_pictures(output: Path, tmp_path: Path) -> None:
-    (tag,) = read(output / "tensorboard").Tags()["images"]
+    (tag,) = read(logs(output)).Tags()["images"]
     assert tag == "squared distance after k steps"
     with board(tmp_path) as writer:
         writer.add_figure("coupling", coupling_figure(np.eye(40, 30) / 30))
-    (picture,) = read(tmp_path / "tensorboard").Images("coupling")
+    (picture,) = read(tmp_path).Images("coupling")
     assert picture.encoded_image_string.startswith(b"\x89PNG")
     assert (picture.width, picture.height) == (500, 350)

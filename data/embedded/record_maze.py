@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,7 +25,7 @@ ARRIVED = 0.25
 AFTER = 10
 """Steps that the demonstration goes on at its goal, so that its last states are not those of entering it."""
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def towards(maze: Maze, distances: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -32,7 +33,8 @@ def towards(maze: Maze, distances: NDArray[np.float64]) -> NDArray[np.float64]:
     x, y = np.round(maze.position).astype(int)
     cells = [(x, y), (x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)]
     target = min(cells, key=lambda cell: float(distances[cell[1], cell[0]]))
-    return np.clip((np.array(target) - maze.position) / maze.speed, -1.0, 1.0)
+    action: NDArray[np.float64] = np.clip((np.array(target) - maze.position) / maze.speed, -1.0, 1.0)
+    return action
 
 
 def play(maze: Maze, seed: int) -> Iterator[Row]:
@@ -63,13 +65,13 @@ def demonstrate(maze: Maze, seed: int) -> Iterator[Row]:
         observation = row["next_observations"]
 
 
-def step(maze: Maze, observation: object, action: NDArray[np.float64], *, ended: bool) -> Row:
+def step(maze: Maze, observation: NDArray[np.float32], action: NDArray[np.float64], *, ended: bool) -> Row:
     """One transition; the goal does not end an episode of a recording."""
-    action = np.clip(action, -1.0, 1.0).astype(np.float32)
-    following, reward, _, _, _ = maze.step(action)
+    taken = np.clip(action, -1.0, 1.0).astype(np.float32)
+    following, reward, _, _, _ = maze.step(taken)
     return {
         "observations": observation,
-        "actions": action,
+        "actions": taken,
         "rewards": reward,
         "terminals": False,
         "timeouts": ended,

@@ -71,9 +71,7 @@ class Model(nn.Module):
     def replica_rows(self, replicas: Sequence[int]) -> Self:
         """A frozen copy of some replicas, in this order; one may come several times."""
         rows = list(replicas)
-        state = {
-            name: tensor if self.is_shared(name) else tensor[rows] for name, tensor in self.state_dict().items()
-        }
+        state = {name: tensor if self.is_shared(name) else tensor[rows] for name, tensor in self.state_dict().items()}
         chosen = type(self)(self.architecture_for(len(rows)))  # type: ignore[call-arg]
         chosen.load_state_dict(state)
         chosen.eval().requires_grad_(False)
@@ -93,6 +91,11 @@ class Encoder(Model):
     spaces: ClassVar[tuple[str, ...]] = ("psi",)
     reads_actions: ClassVar[tuple[str, ...]] = ()
     in_steps: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Those of the spaces whose points labels may compare: all."""
+        return self.spaces
 
     def embed(self, observations: Tensor, actions: Tensor | None = None, space: str | None = None) -> Tensor:
         """Points of every replica: (R or 1, B, obs_dim), (R or 1, B, act_dim) or None -> (R, B, d)."""
@@ -124,7 +127,7 @@ class ActingModel(Model):
         """Number of independently trained policies."""
         return int(self.architecture.replicas)
 
-    def reset(self, seed: tuple[int, ...]) -> None:  # noqa: B027
+    def reset(self, seed: tuple[int, ...]) -> None:
         """Begin a block of episodes; policies without a state and without noise do nothing."""
 
     def act(self, observations: Tensor) -> Tensor:
@@ -134,5 +137,3 @@ class ActingModel(Model):
     def forward(self, observation: Tensor) -> Tensor:
         """Actions of the first replica: (B, obs_dim) -> (B, act_dim)."""
         return self.act(observation[None])[0]
-
-

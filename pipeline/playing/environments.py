@@ -187,7 +187,9 @@ def _noisy(environment: Any, c: NoiseConfig) -> Any:
             super().__init__(inner)
             self.observation_space = Box(-np.inf, np.inf, (inner.observation_space.shape[0] + c.dims,), np.float64)
 
-        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
             observation, info = self.env.reset(seed=seed, options=options)
             process.reset(np.random.default_rng(None if seed is None else (seed, c.dims)))
             return np.concatenate([observation, process.step()]), info

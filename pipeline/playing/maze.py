@@ -75,9 +75,7 @@ class Maze(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self.position = cell + self.np_random.uniform(self.radius - 0.5, 0.5 - self.radius, 2)
         return self.position.astype(np.float32), {"success": False}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Move along one axis after the other, so that the point slides along walls."""
         move = np.clip(np.asarray(action, float), -1.0, 1.0) * self.speed
         for axis in (0, 1):

@@ -38,5 +38,3 @@ class TrainingConfig:
     def smoke(self) -> TrainingConfig:
         """A few small updates, to see that everything fits together."""
         return replace(self, updates=20, batch_size=min(self.batch_size, 32), updates_per_chunk=10)
-
-

@@ -96,12 +96,14 @@ class TrainingLoop(pl.LightningModule):
         return self.training_config.updates
 
     def configure_optimizers(self) -> Any:
+        """Adam over the groups of the learner."""
         groups = self.learner.parameter_groups()  # type: ignore[operator]
         self._initial_rates = [group["lr"] for group in groups]
         self._cosine = [group.pop("cosine", False) for group in groups]
         return torch.optim.Adam(groups, fused=True)
 
     def on_fit_start(self) -> None:
+        """Seed, or go on with the state of a checkpoint; prepare the gradients."""
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(self._generator_seed)
         torch.manual_seed(self._generator_seed)
@@ -123,6 +125,7 @@ class TrainingLoop(pl.LightningModule):
         return [p for group in optimizer.param_groups for p in group["params"]]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        """The updates of a chunk, or of what is left of one; ``batch`` is a placeholder."""
         training, parameters = self.training_config, self._trained()
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
         snapshot_updates, processes = training.snapshot_updates, self.trainer.world_size
@@ -167,9 +170,9 @@ class TrainingLoop(pl.LightningModule):
         if not finite.all():
             k = int(finite.logical_not().nonzero()[0, 0])
             bad = [name for name, row in zip(names, table[k], strict=True) if not row.isfinite().all()]
-            name, update = self.name, self.updates - len(self.rows) + k + 1
+            update = self.updates - len(self.rows) + k + 1
             raise NonFiniteLossError(
-                f"{name}: {', '.join(bad)} became non-finite at update {update}; "
+                f"{self.name}: {', '.join(bad)} became non-finite at update {update}; "
                 f"last good checkpoint: {self.last_checkpoint or 'none was written yet'}"
             )
         if self.updates < end:
@@ -180,6 +183,7 @@ class TrainingLoop(pl.LightningModule):
         self.curve.append({"update": self.updates, **dict(zip(names, means, strict=True)), "updates_per_second": rate})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the loop needs to go on to the bit."""
         checkpoint["dynarep"] = {
             "name": self.name,
             "key": self.key,
@@ -195,6 +199,7 @@ class TrainingLoop(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
         self._resumed = checkpoint["dynarep"]
         self.updates, self.curve = self._resumed["updates"], self._resumed["curve"]
         self.saved_updates = self.updates
@@ -215,6 +220,7 @@ class Checkpoint(pl.Callback):
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to signals."""
         assert isinstance(pl_module, TrainingLoop)
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -226,6 +232,7 @@ class Checkpoint(pl.Callback):
             self.handlers = {number: signal.signal(number, stop) for number in self.signals}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop where it is time, and write a checkpoint where one is due."""
         assert isinstance(pl_module, TrainingLoop)
         training = pl_module.training_config
         every = math.ceil(training.checkpoint_every / training.updates_per_chunk) * training.updates_per_chunk
@@ -241,9 +248,11 @@ class Checkpoint(pl.Callback):
             pl_module.last_checkpoint, pl_module.saved_updates = self.path, pl_module.updates
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back."""
         self._give_back()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
         self._give_back()
 
     def _give_back(self) -> None:
@@ -263,7 +272,9 @@ def train(
     key: str,
     advance: Advance | None = None,
 ) -> None:
-    """Train ``learner`` in place; write ``curves.tsv`` and ``snapshots/<update>/`` into ``run.output``, TensorBoard logs into ``run.logs``.
+    """Train ``learner`` in place.
+
+    Writes ``curves.tsv`` and ``snapshots/<update>/`` into ``run.output``, TensorBoard's logs into ``run.logs``.
 
     Args:
         learner: see the module docstring; it is moved to the training device and back to the CPU.
@@ -339,5 +350,7 @@ def _where(module: TrainingLoop, name: str) -> str:
     saved = "nothing of it is saved"
     if module.last_checkpoint is not None:
         behind = module.saved_updates < module.updates
-        saved = f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {relative(module.last_checkpoint)}"
+        saved = (
+            f"saved {f'up to update {module.saved_updates} ' if behind else ''}in {relative(module.last_checkpoint)}"
+        )
     return f"at update {module.updates} of {module.training_config.updates} of {name}, {saved}"

@@ -85,5 +85,7 @@ def code_digest(learner: nn.Module, sample: Callable[..., Any]) -> str:
     names |= {f"dynarep.pipeline.training.{name}" for name in ("loop", "gradients", "config")}
     names |= {f"dynarep.data.{name}" for name in ("resident", "sampling", "stream")}
     names |= {"dynarep.pipeline.nn.functional"}
-    chosen = sorted(name for name in names & set(sys.modules) if name not in ("builtins",) and not name.startswith("torch."))
+    chosen = sorted(
+        name for name in names & set(sys.modules) if name not in ("builtins",) and not name.startswith("torch.")
+    )
     return hashlib.sha256("".join(inspect.getsource(sys.modules[name]) for name in chosen).encode()).hexdigest()

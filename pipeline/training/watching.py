@@ -1,6 +1,6 @@
 """What a person sees of a training while it runs: progress in the terminal, and TensorBoard.
 
-Everything here reads what the engine already has on the host once per chunk, so that watching costs no synchronisation.
+Everything here reads what the loop already has on the host once per chunk, so that watching costs no synchronisation.
 """
 
 from __future__ import annotations

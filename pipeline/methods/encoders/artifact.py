@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dynarep.configs.params import config
-from dynarep.pipeline.method import METHODS, EncoderMethod, Measured, World
+from dynarep.pipeline.measures import Measured
+from dynarep.pipeline.method import METHODS, EncoderMethod, World
 from dynarep.pipeline.nn.models import Encoder
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Artifact(EncoderMethod):
     def export(self) -> Encoder:
         """The encoder as it came."""
         return self.model
+
+    @classmethod
+    def check_held_out(cls, held_out: list[Episode]) -> None:
+        """Nothing is trained, so ``measure`` is early enough to refuse."""
 
     @classmethod
     def measure(

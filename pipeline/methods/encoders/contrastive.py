@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from dynarep.configs.params import Field, config
-from dynarep.pipeline.method import EncoderMethod, Measured, Needs, Sources, World
+from dynarep.pipeline.measures import Measured
+from dynarep.pipeline.method import EncoderMethod, Needs, Sources, World
 from dynarep.pipeline.nn.functional import Losses, effective_rank
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
@@ -264,6 +265,10 @@ class Dynamics(EncoderMethod):
     def export(self) -> DynamicsEncoder:
         """Phi and mu of every replica."""
         return self.encoder
+
+    @classmethod
+    def check_held_out(cls, held_out: list[Episode]) -> None:
+        """Every transition can be measured on."""
 
     @classmethod
     def measure(

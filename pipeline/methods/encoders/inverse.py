@@ -74,7 +74,8 @@ class Controlled(Encoder):
 
     def embed(self, observations: Tensor, actions: Tensor | None = None, space: str | None = None) -> Tensor:
         """(R or 1, B, obs_dim) -> (R, B, obs_dim)."""
-        return self.normaliser(observations) * self.kept
+        kept: Tensor = self.normaliser(observations) * self.kept
+        return kept
 
     def latent_dim(self) -> int:
         """Numbers in an observation."""
@@ -98,7 +99,13 @@ class InverseModel(EncoderMethod):
     shown = ("squared_error", "kept")
 
     def __init__(
-        self, c: InverseConfig, replicas: int, mean: Tensor, std: Tensor, low: tuple[float, ...], high: tuple[float, ...]
+        self,
+        c: InverseConfig,
+        replicas: int,
+        mean: Tensor,
+        std: Tensor,
+        low: tuple[float, ...],
+        high: tuple[float, ...],
     ) -> None:
         super().__init__()
         self.config, self.replicas = c, replicas
@@ -131,7 +138,7 @@ class InverseModel(EncoderMethod):
         return sources.draw("dataset", generator)
 
     def latent(self, observations: Tensor) -> Tensor:
-        """z = x W: (R or 1, B, obs_dim) -> (R, B, latent_dim)."""
+        """Z = x W: (R or 1, B, obs_dim) -> (R, B, latent_dim)."""
         return self.normaliser(observations) @ self.weight  # type: ignore[no-any-return]
 
     def losses(self, batch: Batch) -> Losses:

@@ -92,7 +92,7 @@ def interval_distance(x: Tensor, y: Tensor) -> Tensor:
 
     A quasimetric: d(x, x) = 0 and the triangle inequality hold, symmetry does not.
     """
-    x, y = (z.unflatten(-1, (-1, INTERVALS)) for z in (x, y))
+    x, y = (z.view(*z.shape[:-1], -1, INTERVALS) for z in (x, y))
     start, order = x.sort(-1)
     end = torch.maximum(x, y).gather(-1, order)
     covered = torch.cat([start[..., :1], end.cummax(-1).values[..., :-1]], -1)
@@ -125,11 +125,11 @@ class MetricEncoder(Encoder):
     Architecture = MetricArchitecture
     in_steps = ("psi",)
     architecture: MetricArchitecture
+    normaliser: Normaliser
 
     def __init__(self, architecture: MetricArchitecture) -> None:
         super().__init__()
         a = self.architecture = architecture
-        self.spaces = ("psi",) if a.head == "euclidean" else ()
         self.normaliser = Normaliser.identity(a.observation_dim)
         self.gate = nn.Parameter(torch.ones(a.replicas, 1, a.observation_dim)) if a.gate else None
         self.psi = MLP((a.replicas,), (a.observation_dim, *a.hidden, a.latent_dim), layer_norm=True)
@@ -138,6 +138,11 @@ class MetricEncoder(Encoder):
         """Psi of (R or 1, B, obs_dim) for every replica, (R, B, latent_dim)."""
         x = self.normaliser(observations)
         return self.psi(x if self.gate is None else x * self.gate.square())  # type: ignore[no-any-return]
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Psi where the head is Euclidean; labels have no use for a directed distance."""
+        return ("psi",) if self.architecture.head == "euclidean" else ()
 
     def between(self, x: Tensor, y: Tensor) -> Tensor:
         """Steps from points (..., latent_dim) to points (..., latent_dim): (...)."""
@@ -170,7 +175,9 @@ class TemporalMetric(EncoderMethod):
     def __init__(self, c: TemporalMetricConfig, replicas: int, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         if c.head == "interval" and c.latent_dim % INTERVALS:
-            raise ValueError(f"latent_dim: found {c.latent_dim}, expected a multiple of {INTERVALS} with head: interval")
+            raise ValueError(
+                f"latent_dim: found {c.latent_dim}, expected a multiple of {INTERVALS} with head: interval"
+            )
         self.config = c
         self.encoder = MetricEncoder(
             MetricArchitecture(

@@ -118,7 +118,7 @@ class IQL(Learner):
                 Normaliser(observation_mean, observation_std) if c.normalise else Normaliser.identity(dim)
             )
         self.policy.network.dropout = c.dropout
-        dim = self.policy.inputs
+        dim = self.policy.width
         self.log_std = nn.Parameter(torch.zeros(replicas, 1, action_dim))
         self.value = MLP((replicas,), (dim, *c.hidden, 1), layer_norm=c.layer_norm)
         self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1), layer_norm=c.layer_norm)

@@ -29,7 +29,14 @@ from torch import Tensor, nn
 from dynarep.configs.params import Field, config
 from dynarep.data.sampling import uniform_of
 from dynarep.pipeline.cloning import best_rows
-from dynarep.pipeline.dual_game import DualGame, DualGameConfig, ImitationBatch, PerceptronCritic, Transitions, transitions
+from dynarep.pipeline.dual_game import (
+    DualGame,
+    DualGameConfig,
+    ImitationBatch,
+    PerceptronCritic,
+    Transitions,
+    transitions,
+)
 from dynarep.pipeline.factorisation import Factorisation, expert_weights, occupancy_reward
 from dynarep.pipeline.method import Needs, Sources
 from dynarep.pipeline.nn.models import Model

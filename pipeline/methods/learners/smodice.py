@@ -333,7 +333,7 @@ class SMODICE(Cloning):
     Config = SMODICEConfig
 
     def __init__(self, c: SMODICEConfig, world: World) -> None:
-        super().__init__(c, *world.form, absorbing=world.absorbing)
+        super().__init__(c, *world.form, absorbing=world.absorbing)  # type: ignore[arg-type]
         encoder: Any = world.encoder
         if encoder is not None and c.observe == "states":
             raise ValueError("observe: found states, expected state_actions; with an encoder phi(s, a) is compared")
@@ -358,7 +358,9 @@ class SMODICE(Cloning):
     @classmethod
     def saw(cls, c: SMODICEConfig, expert: str, data: str, rewards: str | None) -> dict[str, str]:
         """Both; the expert's actions only where they are compared."""
-        shown = expert if c.observe == "state_actions" else expert.replace("observations and actions", "observations only")
+        shown = (
+            expert if c.observe == "state_actions" else expert.replace("observations and actions", "observations only")
+        )
         return {"expert": shown, "other": f"{data} without rewards"}
 
     def phases(self) -> list[Phase]:
@@ -410,9 +412,7 @@ class SMODICE(Cloning):
         (value,), data = self.value, sources.table("dataset")
         omega = None
         if self.factorised:
-            parts = [
-                value.omega(data.gather(rows).next_observations) * rows.shape[1] for rows in self.everything(data)
-            ]
+            parts = [value.omega(data.gather(rows).next_observations) * rows.shape[1] for rows in self.everything(data)]
             omega = torch.stack(parts).sum(0) / len(data)
         none = data.initial[:0].expand(len(self.log_std), -1, -1)
         e = [value.advantage(self.with_ratio(data, rows, none, none), omega) for rows in self.everything(data)]

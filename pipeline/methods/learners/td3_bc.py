@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynarep.configs.params import Field, config
 from dynarep.pipeline.method import Learner, Needs, Sources, World
@@ -145,7 +145,7 @@ class TD3BC(Learner):
         )
         if policy is None:
             self.policy.normaliser = Normaliser(observation_mean, observation_std)
-        dim = self.policy.inputs
+        dim = self.policy.width
         self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1), layer_norm=c.layer_norm)
         self.target_actor = deepcopy(self.policy.network).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
@@ -192,7 +192,9 @@ class TD3BC(Learner):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Critics and actor at one constant rate."""
-        return [{"params": [*self.critic.parameters(), *self.policy.network.parameters()], "lr": self.config.learning_rate}]
+        return [
+            {"params": [*self.critic.parameters(), *self.policy.network.parameters()], "lr": self.config.learning_rate}
+        ]
 
     def losses(self, batch: SARSABatch) -> Losses:
         """L_Q, and L_pi where the actor is not delayed; without it the optimiser passes the actor over.
@@ -251,7 +253,8 @@ class TD3BC(Learner):
         if recorded is None:
             raise ValueError("TD3BC: critic_penalty needs next_actions, the batch has none")
         distance = (unit_action - self.policy.unit(recorded)).square().sum(-1)
-        return self.config.critic_penalty * torch.where(distance.isnan(), 0.0, distance)
+        penalty: Tensor = self.config.critic_penalty * torch.where(distance.isnan(), 0.0, distance)
+        return penalty
 
 
 def _pair(observations: Tensor, actions: Tensor) -> Tensor:

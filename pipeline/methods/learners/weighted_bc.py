@@ -45,7 +45,8 @@ def suffix_returns(rewards: Tensor, lengths: list[int], gamma: float) -> Tensor:
     if gamma == 0:
         return rewards
     found = torch.empty_like(rewards, dtype=torch.float64)
-    for values, out in zip(rewards.double().split(lengths, 1), found.split(lengths, 1), strict=True):
+    pieces = (torch.split(x, lengths, 1) for x in (rewards.double(), found))
+    for values, out in zip(*pieces, strict=True):
         total = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
         for t in range(values.shape[1] - 1, -1, -1):
             total = values[:, t] + gamma * total

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynarep.configs.params import config, validate
 from dynarep.pipeline.method import World
 from dynarep.pipeline.nn.models import ActingModel, Encoder
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP, Normaliser, StackedLinear
 
 
 @config
@@ -122,9 +122,10 @@ class Policy(ActingModel):
         return (actions - 0.5 * (self.low + self.high)) / (0.5 * (self.high - self.low))
 
     @property
-    def inputs(self) -> int:
+    def width(self) -> int:
         """Numbers that the network reads."""
-        return int(self.network.layers[0].weight.shape[-2])
+        first: StackedLinear = self.network.layers[0]  # type: ignore[assignment]
+        return first.weight.shape[-2]
 
     def act(self, observations: Tensor) -> Tensor:
         """Actions of every replica within the bounds: (R or 1, B, obs_dim) -> (R, B, act_dim)."""
@@ -136,5 +137,5 @@ def encoder_of(part: dict[str, Any]) -> Encoder:
     from dynarep.pipeline.registry import find_model
 
     model = find_model("encoders", part.get("kind"), "architecture.encoder.kind")
-    chosen = validate(model.Architecture, part.get("architecture"), "architecture.encoder.architecture")
-    return cast(Encoder, model(chosen).requires_grad_(False))  # type: ignore[call-arg]
+    chosen: Any = validate(model.Architecture, part.get("architecture"), "architecture.encoder.architecture")
+    return cast(Encoder, model(chosen).requires_grad_(False))

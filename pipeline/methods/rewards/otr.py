@@ -8,7 +8,7 @@ arXiv 2303.13971.
 | c(x, y) = 1 - x.y / (||x|| ||y||) on raw observations | ``cosine_cost`` |
 | mu* = argmin_mu sum_ij mu_ij c_ij + epsilon sum_ij mu_ij log mu_ij, 100 Sinkhorn iterations | ``sinkhorn`` |
 | r_i = alpha exp(beta T / d u_i), u_i = -sum_j mu*_ij c_ij, d the size of an observation | ``observation_reward`` |
-| rewards scaled by 1000 / (largest - smallest episode return) | ``functional.return_range_scale``, applied where a policy is learned |
+| rewards scaled by 1000 / (largest - smallest episode return) | ``functional.return_range_scale``, where a policy is learned |
 
 ``mode: paper`` gives every step the mass 1 / T with T = 1000 whatever the episode's length, so that the total masses of
 two episodes differ, and an absolute epsilon. Sinkhorn then meets the rows exactly and the columns in proportion: since
