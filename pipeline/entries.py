@@ -253,7 +253,7 @@ def datasets_of(values: Mapping[str, Any]) -> dict[str, str]:
         "demonstrations": evaluate.get("demonstrations"),
         "motion.dataset": (evaluate.get("motion") or {}).get("dataset"),
     }
-    for key, name in named.items():
-        if name not in (None, NONE):
-            found.setdefault(name, f"evaluate.{key}")
+    for key, dataset in named.items():
+        if dataset not in (None, NONE):
+            found.setdefault(str(dataset), f"evaluate.{key}")
     return found

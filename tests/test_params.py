@@ -20,7 +20,7 @@ from dynarep.configs.params import (
 )
 from dynarep.data import schema
 from dynarep.data.parallel import ClusterConfig
-from dynarep.pipeline.entries import datasets_of, parse_entry, read_params, section_of
+from dynarep.pipeline.entries import Entry, datasets_of, parse_entry, read_entry, read_params, section_of
 from dynarep.pipeline.playing.environments import d4rl_reference
 from dynarep.pipeline.playing.play import EvaluateConfig
 from dynarep.pipeline.registry import ROOMS

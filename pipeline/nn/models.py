@@ -72,7 +72,7 @@ class Model(nn.Module):
         """A frozen copy of some replicas, in this order; one may come several times."""
         rows = list(replicas)
         state = {name: tensor if self.is_shared(name) else tensor[rows] for name, tensor in self.state_dict().items()}
-        chosen = type(self)(self.architecture_for(len(rows)))  # type: ignore[call-arg]
+        chosen = type(self)(self.architecture_for(len(rows)))
         chosen.load_state_dict(state)
         chosen.eval().requires_grad_(False)
         return chosen

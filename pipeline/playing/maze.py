@@ -92,7 +92,7 @@ class Maze(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         columns, rows = ({round(float(p) - self.radius), round(float(p) + self.radius)} for p in position)
         return any(self.walls[row, column] for row in rows for column in columns)
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The maze from above, (240, 240, 3) where it is square: walls grey, the goal green, the point blue."""
         scale = 240 // max(self.walls.shape)
         picture = np.full((*self.walls.shape, 3), 255, np.uint8)

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from dynarep.configs.params import Field, config
-from dynarep.pipeline.method import EncoderMethod, Measured, Sources, World
+from dynarep.pipeline.measures import Measured, measure_space
+from dynarep.pipeline.method import EncoderMethod, Sources, World
 from dynarep.pipeline.nn.functional import Losses
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.nn.networks import MLP, Normaliser
@@ -252,8 +253,6 @@ class TemporalMetric(EncoderMethod):
         episodes: Iterable[Episode],
     ) -> Measured:
         """Also the length of single steps, and of k steps, on held-out episodes."""
-        from dynarep.pipeline.measures import measure_space
-
         measured = measure_space(encoder, held_out, episodes)
         measured.metrics["steps"] = steps_over_time(encoder, held_out)
         return measured

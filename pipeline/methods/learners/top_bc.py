@@ -48,7 +48,7 @@ class TopBC(Cloning):
         lengths = sources.table("dataset").lengths.tolist()
         self.chosen: list[Tensor] = best_rows(sources.rewards, lengths, self.config.top)
         ends = torch.tensor(lengths).cumsum(0)
-        self.episodes = [len(set(torch.searchsorted(ends, rows.cpu(), right=True).tolist())) for rows in self.chosen]  # type: ignore[no-untyped-call]
+        self.episodes = [len(set(torch.searchsorted(ends, rows.cpu(), right=True).tolist())) for rows in self.chosen]
 
     def batch(self, sources: Sources, generator: torch.Generator) -> Batch:
         """Uniform transitions of the chosen episodes."""

@@ -10,8 +10,8 @@ the rest of the episode, in place of the advantage.
 | -E_w log pi(a|s) | ``cloning.Cloning.losses`` on transitions drawn in proportion to w |
 
 A whole episode need not be good for a part of it to be worth cloning, so this also works on play data, in which episodes are no
-units. G is divided by its deviation over all transitions, so the unit of the rewards does not matter. At least a share 1 / b of the
-transitions has the largest weight, so none weighs more than b times the mean.
+units. G is divided by its deviation over all transitions, so the unit of the rewards does not matter. At least a share 1 / b of
+the transitions has the largest weight, so none weighs more than b times the mean.
 """
 
 from __future__ import annotations
