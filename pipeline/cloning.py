@@ -36,6 +36,8 @@ class CloningConfig:
     """Of hidden activations."""
     beside: bool = False
     """With an encoder, read the observation beside its latents."""
+    layer_norm: bool = False
+    """LayerNorm after each hidden layer of the actor."""
 
 
 class Demonstrations(Protocol):
@@ -124,7 +126,7 @@ class Cloning(Learner):
     @classmethod
     def build(cls, c: Any, world: World) -> Self:
         """For the observations and actions of a world."""
-        policy = Policy.build(world, c.hidden, beside=c.beside)
+        policy = Policy.build(world, c.hidden, beside=c.beside, layer_norm=c.layer_norm)
         return cls(c, *world.form, absorbing=world.absorbing, policy=policy)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

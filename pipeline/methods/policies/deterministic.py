@@ -31,6 +31,7 @@ class PolicyArchitecture:
     absorbing: bool = False
     encoder: dict[str, Any] | None = None
     beside: bool = False
+    layer_norm: bool = False
 
 
 class Policy(ActingModel):
@@ -53,12 +54,13 @@ class Policy(ActingModel):
             latent_dim = self.encoder.latent_dim()
             self.latents = Normaliser(torch.zeros(a.replicas, 1, latent_dim), torch.ones(a.replicas, 1, latent_dim))
             inputs = latent_dim + (inputs if a.beside else 0)
-        self.network = MLP((a.replicas,), (inputs, *a.hidden, len(a.action_low)), final_gain=0.01)
+        sizes = inputs, *a.hidden, len(a.action_low)
+        self.network = MLP((a.replicas,), sizes, layer_norm=a.layer_norm, final_gain=0.01)
         self.register_buffer("low", torch.tensor(a.action_low, dtype=torch.float32))
         self.register_buffer("high", torch.tensor(a.action_high, dtype=torch.float32))
 
     @classmethod
-    def build(cls, world: World, hidden: tuple[int, ...], *, beside: bool = False) -> Policy:
+    def build(cls, world: World, hidden: tuple[int, ...], *, beside: bool = False, layer_norm: bool = False) -> Policy:
         """For the observations, actions and encoder of a world; its normalisers are those of the world."""
         part = world.encoder
         encoder = None
@@ -74,6 +76,7 @@ class Policy(ActingModel):
                 absorbing=world.absorbing,
                 encoder=encoder,
                 beside=beside and encoder is not None,
+                layer_norm=layer_norm,
             )
         )
         policy.normaliser = Normaliser(world.mean, world.std)
