@@ -11,6 +11,7 @@ make rewards of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +19,12 @@ import torch
 from torch import Tensor
 
 from dynarep.configs.params import Field, config
+from dynarep.data.schema import Episode
 from dynarep.pipeline.labelling import Compared, Comparison, Judgement
 from dynarep.pipeline.transport import squared_distance
+
+SAMPLED = 100
+"""Episodes of which a temperature of null is made, at most about twice as many."""
 
 
 @config
@@ -28,8 +33,8 @@ class SearchConfig:
 
     scale: float = Field(default=5.0, gt=0)
     """alpha: the reward at distance 0."""
-    temperature: float = Field(default=0.5, gt=0)
-    """tau, or SEABO's beta: multiplies the distance to the power ``power``."""
+    temperature: float | None = Field(default=0.5, gt=0)
+    """tau, or SEABO's beta: multiplies the distance to the power ``power``; null: one over its median over the dataset."""
     power: Literal[1, 2] = 2
     """1: the Euclidean distance, as SEABO; 2: its square, as AILOT's cost."""
     units: Literal["calibrated", "raw"] = "calibrated"
@@ -91,9 +96,25 @@ def nearest_steps(
     return scores.argmin(2)
 
 
-def distance_reward(squared: Tensor, scale: float, temperature: float, power: int) -> Tensor:
+def distance_reward(squared: Tensor, scale: float, temperature: float | Tensor, power: int) -> Tensor:
     """The reward alpha exp(-beta d^power) of squared distances d^2, elementwise; in [0, alpha]."""
     return scale * torch.exp(-temperature * (squared.sqrt() if power == 1 else squared))
+
+
+def squared_distances(
+    agent: Tensor,
+    expert: Tensor,
+    expert_lengths: Tensor,
+    calibration: Tensor,
+    c: SearchConfig,
+    bounds: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Squared distances (B, n) to the nearest of the expert's steps, in the units of ``c``, and these steps (B, n)."""
+    x, y = with_lookahead(agent, c.lookahead), with_lookahead(expert, c.lookahead)
+    steps = nearest_steps(x, y, expert_lengths, bounds)
+    matched = y.gather(1, steps.unsqueeze(2).expand(-1, -1, y.shape[2]))
+    squared = (x - matched).square().sum(2)
+    return (squared * calibration.unsqueeze(1) if c.units == "calibrated" else squared), steps
 
 
 def label(
@@ -105,6 +126,7 @@ def label(
     c: SearchConfig,
     action_dim: int,
     bounds: tuple[Tensor, Tensor] | None = None,
+    temperature: Tensor | None = None,
 ) -> Matches:
     """Rewards of B agent episodes, each against one expert episode.
 
@@ -117,15 +139,12 @@ def label(
         c: hyper-parameters.
         action_dim: numbers in an action; used with ``divide_by_action_dim``, then at least 1.
         bounds: first and end, (B, n) each, of the expert's steps that each row may be compared with; all by default.
+        temperature: (B, 1), in place of that of ``c``.
     """
-    x, y = with_lookahead(agent, c.lookahead), with_lookahead(expert, c.lookahead)
-    steps = nearest_steps(x, y, expert_lengths, bounds)
-    matched = y.gather(1, steps.unsqueeze(2).expand(-1, -1, y.shape[2]))
-    squared = (x - matched).square().sum(2)
-    if c.units == "calibrated":
-        squared = squared * calibration.unsqueeze(1)
-    temperature = c.temperature / (action_dim if c.divide_by_action_dim else 1)
-    rewards = distance_reward(squared, c.scale, temperature, c.power)
+    squared, steps = squared_distances(agent, expert, expert_lengths, calibration, c, bounds)
+    tau = c.temperature if temperature is None else temperature
+    assert tau is not None, "a temperature of null is made of the data"
+    rewards = distance_reward(squared, c.scale, tau / (action_dim if c.divide_by_action_dim else 1), c.power)
     return Matches(rewards * (torch.arange(agent.shape[1], device=agent.device) < agent_lengths.unsqueeze(1)), steps)
 
 
@@ -144,6 +163,28 @@ class Search(Comparison):
         if c.divide_by_action_dim and world.dataset.spec.action_dim == 0:
             raise ValueError(f"divide_by_action_dim: {world.dataset.name} has no actions")
         super().__init__(c, world)
+        self.temperature: Tensor | None = None
+        if c.temperature is None:
+            self.temperature = self.median_temperature(world.dataset.episodes)
+
+    @torch.no_grad()
+    def median_temperature(self, episodes: Sequence[Episode]) -> Tensor:
+        """One over the median of d^power over the steps of some episodes, for each replica: (R, 1)."""
+        found = []
+        for episode in episodes[:: max(1, len(episodes) // SAMPLED)]:
+            x = self.embed(episode)
+            lengths, calibration = torch.full((len(x),), x.shape[1], device=x.device), self.embed.calibration
+            nearest = torch.full(x.shape[:2], torch.inf, device=x.device)
+            for y in self.embedded_experts:
+                expert = y.expand(len(x), -1, -1)
+                size = torch.full((len(x),), expert.shape[1], device=x.device)
+                bounds = self.bounds(lengths, size, x.shape[1])
+                nearest = nearest.minimum(squared_distances(x, expert, size, calibration, self.config, bounds)[0])
+            found.append(nearest.sqrt() if self.config.power == 1 else nearest)
+        median = torch.cat(found, 1).median(1, keepdim=True).values
+        if not (median > 0).all():
+            raise ValueError("temperature: found null, but half of the steps lie on the demonstration; give a number")
+        return 1.0 / median
 
     @property
     def by_state(self) -> bool:
@@ -160,7 +201,8 @@ class Search(Comparison):
         """Search for the nearest state."""
         c = self.config
         bounds = self.bounds(agent_lengths, expert_lengths, agent.shape[1])
-        matches = label(agent, agent_lengths, expert, expert_lengths, calibration, c, self.action_dim, bounds)
+        tau = None if self.temperature is None else self.temperature.repeat(len(agent) // len(self.temperature), 1)
+        matches = label(agent, agent_lengths, expert, expert_lengths, calibration, c, self.action_dim, bounds, tau)
 
         def coupling() -> tuple[Tensor, Tensor]:
             cost = squared_distance(*(with_lookahead(points, c.lookahead) for points in (agent, expert)))
