@@ -1,14 +1,15 @@
 """Pictures of the README and of the pages on the representations, each for light and dark pages.
 
-    python -m benchmarks.pictures docs/pictures [scores ...]
+    python -m benchmarks.pictures docs/pictures [first_run scores ...]
 
-``scores`` is drawn from stored results. The others train both representations on the small processes of the tests, where
-the true answer is known: ``ratio`` and ``occupancy`` on a chain of states, ``distance`` and ``coupling`` on a point in a
-corridor around a block.
+``first_run`` and ``scores`` are drawn from stored results. The others train both representations on the small processes of the
+tests, where the true answer is known: ``ratio`` and ``occupancy`` on a chain of states, ``distance`` and ``coupling`` on a point
+in a corridor around a block.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -49,6 +50,7 @@ Numbers = NDArray[np.float64]
 CHAIN = Chain(5)
 CORRIDOR = Corridor()
 CORRIDOR.speed, CORRIDOR.noise = 0.15, 0.005
+RESULTS = Path(__file__).parent / "results"
 DRAWERS: dict[str, Callable[[Theme], Figure]] = {}
 
 
@@ -91,6 +93,35 @@ def scores(theme: Theme) -> Figure:
         axes.set(xlim=(-3, 120), ylim=(-0.6, len(SHOWN) - 0.4), yticks=places, yticklabels=SHOWN.values())
         axes.set_xlabel("normalised score (0: random policy)", fontsize=9)
         axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+FIRST_RUN = {
+    "metric": "temporal metric: chooses and acts",
+    "metric_label": "temporal metric chooses, observations act",
+    "standardised": "standardised states",
+    "raw": "raw states",
+    "length": "length of an episode",
+    "bc": "the demonstration: cloned",
+    "random": "random actions",
+}
+"""Policies of the default run from the top, each with a label."""
+
+
+@picture
+def first_run(theme: Theme) -> Figure:
+    """Success rates and intervals of the default run, from ``benchmarks/results/first-run.json``, a copy of its metrics."""
+    found = json.loads((RESULTS / "first-run.json").read_text())
+    figure, axes = plt.subplots(figsize=(7.4, 2.6), layout="constrained")
+    for place, name in enumerate(reversed(FIRST_RUN)):
+        score = found[name]
+        colour = theme["ours"] if name.startswith("metric") else theme["faint"]
+        axes.barh(place, score["success_rate"], 0.62, color=colour)
+        axes.plot([score["success_low"], score["success_high"]], [place, place], color=theme["text"], linewidth=1.4)
+        axes.text(1.02, place, f"{score['success_rate']:.2f}", va="center", color=theme["text"])
+    axes.set_yticks(range(len(FIRST_RUN)), list(reversed(FIRST_RUN.values())))
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of episodes that reach the goal, 95 % interval")
     return figure
 
 
