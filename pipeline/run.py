@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SHARED_BY_PROCESSES = ("pretrain", "learn")
+"""Sections whose trainings several processes can share."""
+
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+"""Variables that tell a process its number."""
+
 
 @config
 class RunConfig:
@@ -144,12 +150,7 @@ class Stage:
         """
         from dynarep.pipeline.training.run import Run
 
-        c, values = self.run_config(), self.values()
-        trainer = (
-            validate(TrainerConfig, values.get("trainer") or {}, f"{self.params}: trainer")
-            if shared
-            else TrainerConfig()
-        )
+        c, trainer = self.run_config(), self.trainer() if shared else TrainerConfig()
         return Run(self.name, c.seed, c.replicas, output, self.checkpoints, trainer, self.place, self.logs)
 
     def dataset(self, name: str) -> Dataset:
@@ -196,6 +197,7 @@ class Stage:
         Raises:
             ValueError: if another program is at work on this stage.
         """
+        self._check_rank()
         if process_rank() > 0:
             with TemporaryDirectory() as temporary:
                 yield Path(temporary)
@@ -208,6 +210,25 @@ class Stage:
             yield folder
             self._log(began, time.monotonic() - started)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def trainer(self) -> TrainerConfig:
+        """Section ``trainer``, whose processes share the trainings of ``pretrain`` and ``learn``; one process elsewhere."""
+        if self.section not in SHARED_BY_PROCESSES:
+            return TrainerConfig()
+        return validate(TrainerConfig, self.values().get("trainer") or {}, f"{self.params}: trainer")
+
+    def _check_rank(self) -> None:
+        """Refuse to work for nothing: only the first of several processes writes.
+
+        Raises:
+            ValueError: if a variable says that this is another process of several, and the stage runs in one.
+        """
+        if process_rank() > 0 and self.trainer().processes == 1:
+            names = [name for name in RANKS if os.environ.get(name, "0") != "0"]
+            raise ValueError(
+                f"{names[0]}: found {os.environ[names[0]]}, but {self.name} runs in one process, so this one would write nothing; "
+                f"unset it, or set trainer.devices and trainer.num_nodes where processes share a training"
+            )
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -257,6 +278,31 @@ class Stage:
         }
 
 
+def run_own_code(project: Path, name: str) -> None:
+    """Start the program anew with the code of a project that has some, where another copy was imported.
+
+    A queued experiment of DVC runs in a copy of the repository, while an editable install imports the original; its result would
+    be that of other code than it says.
+
+    Args:
+        project: the folder of the params file.
+        name: of the stage program.
+    """
+    code = [project / folder for folder in ("pipeline", "stages", "data", "configs")]
+    imported = Path(__file__).resolve().parents[1]
+    if not all((folder / "__init__.py").is_file() for folder in code) or imported == project.resolve():
+        return
+    package = project / ".dynarep" / "code" / "dynarep"
+    package.mkdir(parents=True, exist_ok=True)
+    for target in (*code, project / "pipeline" / "root" / "__init__.py"):
+        link = package / target.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    path = os.pathsep.join(filter(None, (str(package.parent), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", f"dynarep.stages.{name}", *sys.argv[1:]]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
+
+
 def stage_main(
     name: str, main: Callable[[Stage], None], arguments: list[str] | None = None, *, entries: bool = False
 ) -> None:
@@ -280,6 +326,8 @@ def stage_main(
     )
     parser.add_argument("--smoke", action="store_true", help="a few updates only, to see that everything fits together")
     options = parser.parse_args(arguments)
+    if arguments is None:
+        run_own_code(options.params.resolve().parent, name)
     stage = Stage(name, options.params, options.entry if entries else "", options.smoke)
     in_main_thread = threading.current_thread() is threading.main_thread()
     terminate = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
