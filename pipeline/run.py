@@ -226,7 +226,7 @@ class Stage:
         if process_rank() > 0 and self.trainer().processes == 1:
             names = [name for name in RANKS if os.environ.get(name, "0") != "0"]
             raise ValueError(
-                f"{names[0]}: found {os.environ[names[0]]}, but {self.name} runs in one process, so this one would write nothing; "
+                f"{names[0]}: found {os.environ[names[0]]}, but {self.name} runs in one process, so it would write nothing; "
                 f"unset it, or set trainer.devices and trainer.num_nodes where processes share a training"
             )
 
