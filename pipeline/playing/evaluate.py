@@ -67,7 +67,7 @@ def _play(job: _Job) -> tuple[Rollouts, list[NDArray[np.float32]]]:
     """A block of episodes, and the path of each replica's first episode where it is in this block and can be drawn."""
     with one_thread():
         policy = job.load(job.folder)
-        if job.first > 0 or policy.architecture.observation_dim > DRAWN_NUMBERS:
+        if job.first > 0 or (job.settings.plane is None and policy.architecture.observation_dim > DRAWN_NUMBERS):
             return play_block(policy, job.name, job.settings, job.first), []
         watched = _Watched(policy)
         block = play_block(watched, job.name, job.settings, job.first)
@@ -193,6 +193,7 @@ def evaluate(
         "env": settings.env,
         "env_options": {**family(settings.env).options, **settings.env_options},
         "seed": settings.seed,
+        "plane": settings.plane,
         "max_steps": settings.max_steps,
         "reference": d4rl_reference(settings.env, settings.env_options),
         "versions": simulator_versions(settings.env),

@@ -75,6 +75,7 @@ class EvaluateConfig:
             core. Results do not depend on it.
         max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
         snapshots: play the snapshots of every policy, too, as ``<policy>@<update>``.
+        plane: two numbers of an observation, counted from 0, that are a position; paths in it are kept and drawn.
         demonstrations: prepared dataset of what the scores are compared with; ``none``: nothing.
         motion: measure how far episodes are from a motion, too.
         clips: film the start of each policy's first episode; null: no films.
@@ -89,6 +90,7 @@ class EvaluateConfig:
     workers: int | None = Field(default=None, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     snapshots: bool = False
+    plane: tuple[int, int] | None = None
     demonstrations: str = "none"
     motion: MotionConfig = MotionConfig()
     clips: ClipsConfig | None = None

@@ -132,6 +132,15 @@ class Artifacts:
         except MissingInputError:
             return {}
 
+    @property
+    def plane(self) -> list[int] | None:
+        """The two numbers of an observation that are a position, as the evaluation was told; None where it was not."""
+        for name in self.names("learn"):
+            plane = self.optional("evaluate", name, "returns.json").get("plane")
+            if plane is not None:
+                return [int(number) for number in plane]
+        return None
+
     def metadata(self, section: str, name: str) -> dict[str, Any]:
         """What is stored with an entry; empty if there is nothing."""
         return self.optional(section, name, "metadata.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +65,24 @@ def _states(artifacts: Artifacts, name: str) -> Array | None:
     except MissingInputError:
         return None
     states = stored.get("observations")
-    return None if states is None or states.ndim != 2 or states.shape[1] != 2 else states.astype(np.float64)
+    return None if states is None else _positions(artifacts, states)
 
 
 def _read(artifacts: Artifacts, name: str) -> tuple[Array, Array]:
     stored = read_arrays(artifacts.folder("pretrain", name) / "latents.npz", "latents", "observations")
-    return stored["observations"].astype(np.float64), stored["latents"].astype(np.float64)
+    positions = _positions(artifacts, stored["observations"])
+    assert positions is not None
+    return positions, stored["latents"].astype(np.float64)
+
+
+def _positions(artifacts: Artifacts, states: NDArray[Any]) -> Array | None:
+    """The positions (N, 2) of states: the numbers that ``evaluate.plane`` names, or both of two; None where there are none."""
+    if states.ndim != 2 or states.shape[1] < 2:
+        return None
+    plane = artifacts.plane
+    if plane is None:
+        return states.astype(np.float64) if states.shape[1] == 2 else None
+    return states[:, list(plane)].astype(np.float64) if max(plane) < states.shape[1] else None
 
 
 def _demonstrations(artifacts: Artifacts, space: str) -> str:
@@ -89,7 +102,7 @@ def _demonstration(artifacts: Artifacts, dataset: str) -> Array | None:
         states = artifacts.states(dataset)
     except MissingInputError:
         return None
-    return states.astype(np.float64) if states.ndim == 2 and states.shape[1] == 2 else None
+    return _positions(artifacts, states)
 
 
 def _paths(artifacts: Artifacts, scored: Scored, states: Array, demonstration: Array) -> str:
@@ -102,8 +115,9 @@ def _paths(artifacts: Artifacts, scored: Scored, states: Array, demonstration: A
     for style, name in sorted(chosen.items()):
         stored = read_arrays(artifacts.folder("evaluate", name) / "paths.npz", "observations", "replica")
         seen, replica = stored["observations"], stored["replica"]
-        if seen.ndim == 2 and seen.shape[1] == 2:
-            paths += [(style, seen[replica == number].astype(np.float64)) for number in np.unique(replica)]
+        positions = _positions(artifacts, seen)
+        if positions is not None:
+            paths += [(style, positions[replica == number]) for number in np.unique(replica)]
     if not paths:
         return ""
     frame = Frame.around(states, demonstration, *(path for _, path in paths), equal=True)
