@@ -35,7 +35,7 @@ from dynarep.pipeline.method import Sources
 from dynarep.pipeline.tables import write_table
 from dynarep.pipeline.training.checkpoint import relative, saved_updates, seal
 from dynarep.pipeline.training.config import COMPILE_FROM, TrainingConfig
-from dynarep.pipeline.training.device import keep_freed_memory
+from dynarep.pipeline.training.device import flush_denormals, keep_freed_memory
 from dynarep.pipeline.training.gradients import clip_gradients, compiled, gradients_of
 from dynarep.pipeline.training.processes import check_processes, mean_over_processes, process_rank, rows_of
 from dynarep.pipeline.training.run import Run, code_digest
@@ -297,6 +297,7 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     check_processes(run.trainer)
     keep_freed_memory()
+    flush_denormals()
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     code = code_digest(learner, batch)
