@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -79,7 +80,7 @@ def test_links_lead_somewhere_and_nothing_comes_from_the_network(site: Path) -> 
             assert path.exists(), f"{page}: {target}"
             if parts.fragment and path in pages and target in references.links:
                 assert unquote(parts.fragment) in pages[path].anchors | {"__"}, f"{page}: {target}"
-    for concept in ("dynamics", "intent"):
+    for concept in ("dynamics", "intent", "metric"):
         assert pages[site / "concepts" / f"{concept}.html"].formulas > 1
 
 
@@ -89,7 +90,7 @@ def test_every_page_is_there(site: Path) -> None:
     for page in pages:
         assert (site / page.relative_to(REPOSITORY / "docs")).with_suffix(".html").exists()
     home = (site / "index.html").read_text()
-    for name in ("METHODS", "CHANGELOG", "CONTRIBUTING", "tutorial", "troubleshooting", "reference/encoders"):
+    for name in ("METHODS", "CHANGELOG", "CONTRIBUTING", "tutorial", "params", "troubleshooting", "reference/encoders"):
         assert f'href="{name}.html"' in home
     assert 'id="dynarep.load_encoder"' in (site / "reference" / "encoders.html").read_text()
 
@@ -123,6 +124,63 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
         pattern = ".*".join(re.escape(part) for part in message.split("…"))
         assert any(re.search(pattern, source, re.DOTALL) for source in sources), message
     assert len(messages) == len(set(messages))
+
+
+GUIDES = [
+    path for path in sorted((REPOSITORY / "docs").rglob("*.md")) if path.name not in ("results.md", "performance.md")
+]
+"""The others hold measured tables, of older runs, too."""
+
+
+def params_files() -> list[Any]:
+    """Whole params files in the pages, by page and number."""
+    found = []
+    for page in GUIDES:
+        blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        whole = [block for block in blocks if re.search("^replicas:", block, re.MULTILINE)]
+        found += [pytest.param(block, id=f"{page.name}-{n}") for n, block in enumerate(whole)]
+    return found
+
+
+def test_the_params_files_are_found() -> None:
+    assert len(params_files()) >= 3
+
+
+@pytest.mark.parametrize("text", params_files())
+def test_a_params_file_in_a_page_is_one(text: str, tmp_path: Path) -> None:
+    """Every section is known, every entry parses and names entries that are there, and DVC finds what it reads."""
+    from dynarep.configs.params import validate
+    from dynarep.pipeline.entries import INPUTS, parse_entry, read_params
+    from dynarep.pipeline.playing.play import EvaluateConfig
+
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    values = read_params(path)
+    named = {"initial": "pretrain", "space": "pretrain", "encoder": "pretrain", "rewards": "relabel"}
+    required = {
+        "pretrain": ("dataset", "initial"),
+        "relabel": ("dataset", "demonstrations", "space"),
+        "learn": ("dataset", "demonstrations", "encoder", "rewards"),
+    }
+    for section in INPUTS:
+        for name, entry in values[section].items():
+            parse_entry(section, name, entry)
+            assert set(required[section]) <= set(entry), (section, name)
+            for key, other in named.items():
+                assert entry.get(key, "none") in {"none", *values[other]}, (section, name, key)
+    validate(EvaluateConfig, values["evaluate"], "evaluate")
+    assert {"demonstrations", "motion"} <= set(values["evaluate"])
+
+
+OLD = ("pretrain_dynamics", "pretrain_intent", "stages.imitate", "offline_rl", "relabel.methods", "timing.json")
+
+
+@pytest.mark.parametrize(
+    "page", [*GUIDES, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "METHODS.md"], ids=lambda p: p.name
+)
+def test_no_page_speaks_of_what_is_gone(page: Path) -> None:
+    text = page.read_text().partition("## From an older file")[0]
+    assert not [word for word in OLD if word in text]
 
 
 def test_the_picture_of_scores_shows_the_stored_results(tmp_path: Path) -> None:
