@@ -11,7 +11,7 @@ from typing import Any
 
 from dynarep.data.folders import DISK
 from dynarep.data.schema import DataError
-from dynarep.data.shards import INDEX_BYTES, Shard, check_content, missing_shard
+from dynarep.data.shard import INDEX_BYTES, Shard, check_content, missing_shard
 
 ATTEMPTS = 4
 """Requests before a file is given up."""

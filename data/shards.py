@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import os
-import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,21 +26,13 @@ from safetensors.numpy import load, save, save_file
 from dynarep.configs.params import open_file
 from dynarep.data.folders import parse_json, read_content, whole_folder
 from dynarep.data.schema import NAME, DataError, Episode, Spec
+from dynarep.data.shard import INDEX_BYTES, SHA256, SHARD_FILE, Shard, check_content, missing_shard
 from dynarep.data.statistics import Moments
 
 SCHEMA_VERSION = 3
 """Raised whenever what is written, or how sources are read, changes: older datasets are then prepared again."""
 
 SHARD_BYTES = 100_000_000
-ARRAYS = ("observations", "next_observations", "actions", "rewards")
-FLAGS = ("terminated", "truncated")
-INDEX_KEYS = ("name", "env", "spec", "transitions", "fingerprint", "statistics", "returns", "shards", "provenance")
-FINGERPRINT = "dataset_fingerprint"
-SHARD_FILE = re.compile(r"shard-[0-9]+\.tar")
-SHA256 = re.compile("[0-9a-f]{64}")
-
-INDEX_BYTES = 1 << 28
-"""Largest index that is read, one of several million episodes."""
 COLUMN_BYTES = 1 << 36
 """Largest file of columns that is read."""
 ABOUT = "about.json"
@@ -50,6 +41,11 @@ BOUND_TOLERANCE = 1e-6
 """How far an action may exceed its bound by rounding, relative to bounds beyond 1."""
 STATISTICS_TOLERANCE = 1e-9
 """Largest difference between recorded and recomputed statistics, relative to mean and deviation together."""
+ARRAYS = ("observations", "next_observations", "actions", "rewards")
+FLAGS = ("terminated", "truncated")
+INDEX_KEYS = ("name", "env", "spec", "transitions", "fingerprint", "statistics", "returns", "shards", "provenance")
+FINGERPRINT = "dataset_fingerprint"
+
 
 Bounds = tuple[Sequence[float], Sequence[float]]
 
@@ -88,40 +84,6 @@ class Dataset(DatasetInfo):
     """
 
     episodes: list[Episode]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A tar of whole episodes, as the index lists it.
-
-    Args:
-        file: its name.
-        bytes: its size.
-        sha256: of its content, in hexadecimal.
-        episodes: ids, in the order of the tar.
-        steps: transitions of each episode.
-
-    Raises:
-        DataError: if it cannot be a shard.
-    """
-
-    file: str
-    bytes: int
-    sha256: str
-    episodes: tuple[str, ...]
-    steps: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not SHARD_FILE.fullmatch(self.file) or not SHA256.fullmatch(self.sha256):
-            raise DataError(
-                f"index.json: shards: found file {self.file!r} with sha256 {self.sha256!r}, expected shard-000000.tar and "
-                "the like with 64 hexadecimal digits; prepare the dataset again"
-            )
-        if len(self.episodes) != len(self.steps) or min(self.steps, default=0) < 1:
-            raise DataError(
-                f"index.json: {self.file}: found {len(self.episodes)} episodes and {len(self.steps)} lengths, expected one "
-                "length of at least 1 for each; prepare the dataset again"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -591,29 +553,6 @@ def shard_members(file: BinaryIO, place: Path | str, shard: Shard) -> list[tuple
     except Exception as error:  # of tarfile, by the damage: TarError, ValueError, RecursionError, OverflowError, ...
         raise DataError(f"{place}: not a readable tar: {error}; prepare the dataset again") from error
     raise DataError(f"{place}: {member.name}: found a member too many or beyond the end; prepare the dataset again")
-
-
-def missing_shard(place: Path | str) -> DataError:
-    """The error for a shard that is not where it should be."""
-    return DataError(f"{place}: no such file, but index.json lists it; prepare the dataset again")
-
-
-def check_content(place: Path | str, shard: Shard, size: int, digest: Callable[[], str]) -> None:
-    """A shard is the one that the index lists.
-
-    Args:
-        place: of the shard, for messages.
-        shard: as listed.
-        size: bytes found.
-        digest: gives the SHA-256 found; not called if the size is wrong.
-
-    Raises:
-        DataError: if it is not.
-    """
-    if size != shard.bytes:
-        raise DataError(f"{place}: found {size} bytes, expected {shard.bytes}; prepare the dataset again")
-    if (found := digest()) != shard.sha256:
-        raise DataError(f"{place}: found sha256 {found}, expected {shard.sha256}; prepare the dataset again")
 
 
 def check_members(place: Path | str, shard: Shard, names: Sequence[str]) -> None:

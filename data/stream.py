@@ -21,7 +21,8 @@ from dynarep.data.download import cache_folder
 from dynarep.data.remote import fetch_shard
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import DataError, Episode, Spec
-from dynarep.data.shards import ShardedDataset, check_content, open_shard, read_episode, shard_members
+from dynarep.data.shard import check_content
+from dynarep.data.shards import ShardedDataset, open_shard, read_episode, shard_members
 
 PIECES = 32
 """Portions in which the content of a table is replaced."""

@@ -25,7 +25,8 @@ from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import TransitionTable
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import DataError, Episode, Spec
-from dynarep.data.shards import Shard, ShardedDataset, load_dataset, open_dataset, write_dataset
+from dynarep.data.shard import Shard
+from dynarep.data.shards import ShardedDataset, load_dataset, open_dataset, write_dataset
 from dynarep.data.split import held_out_ids
 from dynarep.data.stream import EpisodeBuffer, EpisodeOrder, read_some, spread_rounds
 from dynarep.pipeline.entries import Entry

@@ -97,7 +97,7 @@ FAMILIES: dict[str, Family] = {
         misfits={
             60: "D4RL's Kitchen recordings hold 30 positions and 30 numbers of the goal, FrankaKitchen gives 30 positions "
             "and 29 velocities of the robot and the objects. Choose recordings made in FrankaKitchen, such as Minari's "
-            "D4RL/kitchen, or stop at offline_rl"
+            "D4RL/kitchen, or leave out the evaluation"
         },
     ),
     r"(AdroitHand|Fetch|HandReach|HandManipulate)\w*-v\d+": Family(**ROBOTICS),

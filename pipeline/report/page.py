@@ -11,8 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+import dynarep.pipeline.report.plots as plots
 from dynarep.configs.params import config
-from dynarep.pipeline.report import plots
 from dynarep.pipeline.report.comparison import comparison_section
 from dynarep.pipeline.report.couplings import couplings_section
 from dynarep.pipeline.report.curves import curves_section

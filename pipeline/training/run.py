@@ -21,7 +21,7 @@ class Run:
     """Where and with which seeds a stage runs.
 
     Args:
-        name: of what is trained, for progress lines and checkpoints, e.g. ``imitate/bc``.
+        name: of what is trained, for progress lines and checkpoints, e.g. ``learn/bc``.
         seed: of initialisation, sampling and noise.
         replicas: independent copies trained together.
         output: an existing folder that receives curves and the artifact.
