@@ -28,6 +28,8 @@ def make(kind: str) -> Model:
                 replicas=2,
                 observation_dim=3,
                 action_dim=2,
+                action_low=(-1.0, -1.0),
+                action_high=(1.0, 1.0),
                 hidden=(8, 8),
                 feature_dim=4,
                 positive=True,

@@ -96,13 +96,25 @@ def test_another_number_of_processes_is_refused() -> None:
 
 
 def test_only_the_first_process_keeps_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "params.yaml").write_text("seed: 0\n")
-    stage = Stage("report", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("seed: 0\ntrainer: {devices: 2}\n")
+    stage = Stage("learn", tmp_path / "params.yaml", "bc")
     for rank in (1, 0):
         monkeypatch.setenv("RANK", str(rank))
         with stage.output() as folder:
             (folder / "by.txt").write_text(str(rank))
     assert (stage.destination / "by.txt").read_text() == "0"
+
+
+def test_another_process_of_a_stage_that_shares_nothing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 0\ntrainer: {devices: 2}\n")
+    monkeypatch.setenv("RANK", "1")
+    with (
+        pytest.raises(ValueError, match="RANK: found 1, but report runs in one process"),
+        Stage("report", tmp_path / "params.yaml").output(),
+    ):
+        pass
 
 
 def episodes(count: int, length: int) -> list[Episode]:

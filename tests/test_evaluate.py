@@ -398,7 +398,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "success" not in printed
     assert "motion" not in printed
     assert "Hopper-v4" in printed
-    assert printed.index("random") < printed.index("│ a")
+    assert printed.index("\nrandom") < printed.index("\na ")
     assert "[0.9, 0.9]" in printed
 
 
@@ -410,7 +410,7 @@ def test_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (output / "stale").touch()
     monkeypatch.setattr(storage, "load_policy_model", load_constant)
     stage.main(Stage("evaluate", tmp_path / "params.yaml", "bc", smoke=True))
-    assert sorted(path.name for path in output.iterdir()) == ["returns.json", "returns.tsv"]
+    assert sorted(path.name for path in output.iterdir()) == ["paths.npz", "returns.json", "returns.tsv"]
     found = json.loads((output / "returns.json").read_text())
     assert list(found["policies"]) == ["bc"]
     assert found["policies"]["bc"]["lengths"] == [[7], [7]]

@@ -9,7 +9,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import import_module
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -26,8 +25,10 @@ from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, open_dataset, read_rewards, write_dataset, write_rewards
 from dynarep.data.stream import EpisodeBuffer, ShardFiles
-from dynarep.pipeline.artifacts.storage import load_intent_encoder
+from dynarep.pipeline.artifacts.storage import load_encoder_model
 from dynarep.pipeline.run import stage_main
+from dynarep.stages import prepare as prepare_stage
+from dynarep.stages import pretrain as pretrain_stage
 
 pytest.importorskip("fsspec", reason="needs the extra remote")
 pytest.importorskip("aiohttp", reason="needs the extra remote")
@@ -151,7 +152,7 @@ def stream_all(folder: Path, **options: Any) -> torch.Tensor:
         open_dataset(folder), steps=150, steps_per_update=10.0, seed=0, shuffle_shards=3, **options
     ) as buffer:
         for update in range(140):
-            buffer.seek(update)
+            buffer.advance(update)
         return buffer.table.packed.clone()
 
 
@@ -305,7 +306,7 @@ def test_an_index_that_cannot_be_had(server: Server, project: Project, tmp_path:
         ("<html>Please log in</html>", "index.json: not valid JSON"),
         (
             json.dumps({**json.loads(index), "schema_version": 1}),
-            "index.json: schema_version: found 1, expected 2; prepare it again",
+            "index.json: schema_version: found 1, expected 3; prepare it again",
         ),
     ):
         path.write_text(content)
@@ -394,26 +395,29 @@ def test_a_stage_streams_what_prepare_did_not_copy(
     server: Server, project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = {
+        "kind": "icvf",
         "dataset": "robot",
+        "initial": "none",
         "stream": {"buffer_steps": 200},
-        "method": {"hidden": [8], "latent_dim": 4},
+        "hidden": [8],
+        "latent_dim": 4,
         "training": {"updates": 40, "batch_size": 32},
     }
-    (project.root / "params.yaml").write_text(yaml.safe_dump({"pretrain_intent": section}))
+    (project.root / "params.yaml").write_text(yaml.safe_dump({"pretrain": {"intent": section}}))
     monkeypatch.chdir(project.root)
-    for name in ("prepare", "pretrain_intent"):
-        stage_main(name, import_module(f"dynarep.stages.{name}").main, [])
-    folder = project.root / "artifacts" / "pretrain_intent"
+    stage_main("prepare", prepare_stage.main, [])
+    stage_main("pretrain", pretrain_stage.main, ["intent"], entries=True)
+    folder = project.root / "artifacts" / "pretrain" / "intent"
     content = (folder / "metadata.json").read_bytes()
     assert json.loads(content)["datasets"] == {"robot": open_dataset(server.folder).fingerprint}
-    assert load_intent_encoder(folder).calibration.isfinite().all()
+    assert load_encoder_model(folder).calibration.isfinite().all()
     (server.folder / SHARD).unlink()
     shutil.rmtree(Path(os.environ["DYNAREP_DATA"]) / "shards")
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        stage_main("pretrain_intent", import_module("dynarep.stages.pretrain_intent").main, [])
+        stage_main("pretrain", pretrain_stage.main, ["intent"], entries=True)
     expected = (
-        f"error: pretrain_intent: {server.url}{SHARD}: no such file, but index.json lists it; prepare the dataset again"
+        f"error: pretrain/intent: {server.url}{SHARD}: no such file, but index.json lists it; prepare the dataset again"
     )
     assert capsys.readouterr().err.splitlines()[-1] == expected
     assert (folder / "metadata.json").read_bytes() == content

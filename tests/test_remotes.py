@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from test_e2e import Project, contents, new_project, ran
+from test_e2e import Project, new_project, ran
 
 from dynarep.data.shards import load_dataset
-from dynarep.pipeline.artifacts.storage import load_intent_encoder
+from dynarep.pipeline.artifacts.storage import load_encoder_model
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose intent encoder was trained with another size first, and then with its own."""
     project = new_project(tmp_path_factory.mktemp("remotes"))
     with project.changed(OWN, OTHER):
-        assert ran(project.dvc("repro", "pretrain_intent")) == ["prepare", "pretrain_intent"]
-    assert ran(project.dvc("repro", "pretrain_intent")) == ["pretrain_intent"]
+        assert ran(project.dvc("repro", "pretrain@intent")) == {"pretrain@intent"}
+    assert ran(project.dvc("repro", "pretrain@intent")) == {"pretrain@intent"}
     project.commit()
     return project
 
@@ -66,6 +66,10 @@ def clone(project: Project, folder: Path) -> Project:
     return replace(project, root=folder)
 
 
+def digests(project: Project) -> dict[str, str]:
+    return {path: digest for path, (digest, _) in project.state("pretrain/intent").items()}
+
+
 def test_what_one_pushes_another_pulls(trained: Project, remote: Remote, tmp_path: Path) -> None:
     mine = trained
     mine.dvc("remote", "add", "--default", "--force", "storage", remote.url)
@@ -73,27 +77,27 @@ def test_what_one_pushes_another_pulls(trained: Project, remote: Remote, tmp_pat
         mine.dvc("remote", "modify", "storage", name, value)
     mine.commit()
     with mine.changed(OWN, OTHER):
-        assert ran(mine.dvc("repro", "pretrain_intent")) == []  # from the run cache
-        assert "pushed" in mine.dvc("push", "--run-cache", "pretrain_intent")
-    assert ran(mine.dvc("repro", "pretrain_intent")) == []
-    assert "pushed" in mine.dvc("push", "--run-cache", "prepare", "pretrain_intent")
-    assert "up to date" in mine.dvc("push", "prepare", "pretrain_intent")
+        assert ran(mine.dvc("repro", "pretrain@intent")) == set()  # from the run cache
+        assert "pushed" in mine.dvc("push", "--run-cache", "pretrain@intent")
+    assert ran(mine.dvc("repro", "pretrain@intent")) == set()
+    assert "pushed" in mine.dvc("push", "--run-cache", "prepare", "pretrain@intent")
+    assert "up to date" in mine.dvc("push", "prepare", "pretrain@intent")
 
     theirs = clone(mine, tmp_path / "theirs")
-    theirs.dvc("pull", "pretrain_intent")
-    assert sorted(path.name for path in (theirs.root / "artifacts").iterdir()) == ["pretrain_intent"]
-    encoder = load_intent_encoder(theirs.root / "artifacts" / "pretrain_intent", observation_dim=11)
+    theirs.dvc("pull", "pretrain@intent")
+    assert sorted(path.name for path in (theirs.root / "artifacts").iterdir()) == ["pretrain"]
+    encoder = load_encoder_model(theirs.root / "artifacts" / "pretrain" / "intent", observation_dim=11)
     assert encoder.architecture.latent_dim == 8
-    assert contents(theirs.state("pretrain_intent")) == contents(mine.state("pretrain_intent"))
+    assert digests(theirs) == digests(mine)
     theirs.dvc("pull", "prepare")
     assert load_dataset(theirs.root / "artifacts" / "shards" / "hopper-tiny").env == "Hopper-v4"
-    assert ran(theirs.dvc("repro", "pretrain_intent")) == []
+    assert ran(theirs.dvc("repro", "pretrain@intent")) == set()
 
     with theirs.changed(OWN, OTHER):
-        output = theirs.dvc("repro", "--pull", "pretrain_intent")
-        assert ran(output) == []
-        assert "Stage 'pretrain_intent' is cached - skipping run" in output
-        encoder = load_intent_encoder(theirs.root / "artifacts" / "pretrain_intent")
+        output = theirs.dvc("repro", "--pull", "pretrain@intent")
+        assert ran(output) == set()
+        assert "Stage 'pretrain@intent' is cached - skipping run" in output
+        encoder = load_encoder_model(theirs.root / "artifacts" / "pretrain" / "intent")
         assert encoder.architecture.latent_dim == 4
 
 
@@ -102,11 +106,11 @@ def test_a_damaged_copy_is_noticed_where_the_remote_is_verified(trained: Project
     trained.dvc("remote", "add", "--default", "--force", "storage", str(storage))
     trained.dvc("remote", "modify", "storage", "verify", "true")
     trained.commit()
-    trained.dvc("push", "pretrain_intent")
+    trained.dvc("push", "pretrain@intent")
     weights = max((path for path in storage.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-100])
     theirs = clone(trained, tmp_path / "theirs")
-    done = theirs.call("python", "-m", "dvc", "pull", "pretrain_intent")
+    done = theirs.call("python", "-m", "dvc", "pull", "pretrain@intent")
     assert done.returncode != 0
-    assert not (theirs.root / "artifacts" / "pretrain_intent").exists()
+    assert not (theirs.root / "artifacts" / "pretrain" / "intent").exists()

@@ -12,7 +12,7 @@ from dynarep.data.folders import whole_folder
 from dynarep.data.schema import DataError
 from dynarep.pipeline.report import ReportConfig
 from dynarep.pipeline.run import Stage, stage_main, write_json
-from dynarep.stages import imitate, report
+from dynarep.stages import learn, report
 
 
 class HaltError(Exception):
@@ -129,16 +129,17 @@ def test_a_stage_knows_its_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     with stage.output() as folder:
         (folder / "file").write_text("text")
-    written = contents(stage.artifacts)
-    timing = json.loads(written.pop("report/timing.json"))
-    assert written == {"report/file": "text"}
-    assert 0 <= timing["seconds"] < 60
-    assert timing["cores"] >= 1
-    assert datetime.fromisoformat(timing["started"]).tzinfo is not None
+    assert contents(stage.artifacts) == {"report/file": "text"}
+    logged = json.loads((stage.project / "logs" / "report" / "run.json").read_text())
+    assert 0 <= logged["seconds"] < 60
+    assert logged["cores"] >= 1
+    assert datetime.fromisoformat(logged["started"]).tzinfo is not None
+    assert {"version", "revision", "torch"} <= set(logged)
     facts = stage.provenance()
     assert facts["stage"] == "report"
     assert facts["params"] == {"seed": 3, "replicas": 4, "report": {"title": "hello"}}
-    assert {"version", "revision", "torch", "datasets", "path"} <= set(facts)
+    assert {"version", "datasets", "path"} <= set(facts)
+    assert "revision" not in facts, "what differs from run to run has no place in an artifact"
 
 
 def test_a_stage_knows_its_place(tmp_path: Path) -> None:
@@ -146,13 +147,13 @@ def test_a_stage_knows_its_place(tmp_path: Path) -> None:
     assert stage.run(tmp_path).title == "report"
     (tmp_path / "dvc.yaml").write_text("stages: {prepare: {cmd: a}, report: {cmd: b}, other: {cmd: c}}\n")
     assert stage.run(tmp_path).title == "2/3 report"
-    assert stage.run(tmp_path).within("page").title == "2/3 report/page"
-    assert Stage("report_b", stage.params).place == ""
+    assert Stage("report", stage.params, "b").run(tmp_path).title == "2/3 report/b"
+    assert Stage("elsewhere", stage.params).place == ""
 
 
 @pytest.mark.parametrize("smoke", [False, True])
 def test_checkpoints_stay_until_the_stage_has_ended_well(tmp_path: Path, smoke: bool) -> None:
-    stage, other = Stage("report", project(tmp_path), smoke), Stage("report", project(tmp_path), not smoke)
+    stage, other = Stage("report", project(tmp_path), smoke=smoke), Stage("report", project(tmp_path), smoke=not smoke)
     for one in (stage, other):
         one.checkpoints.mkdir(parents=True)
         (one.checkpoints / "report.ckpt").touch()
@@ -179,17 +180,18 @@ def call(name: str, error: BaseException | None, *arguments: str) -> list[Stage]
         if error is not None:
             raise error
 
-    stage_main(name, main, list(arguments))
+    stage_main(name, main, list(arguments), entries=name == "learn")
     return seen
 
 
 def test_flags() -> None:
-    assert call("imitate", None) == [Stage("imitate", Path("params.yaml"), False)]
-    arguments = ("--params", "elsewhere/p.yaml", "--stage", "imitate_b", "--smoke")
-    assert call("imitate", None, *arguments) == [Stage("imitate_b", Path("elsewhere/p.yaml"), True)]
-    with pytest.raises(SystemExit) as stop:
-        call("imitate", None, "--learning-rate", "1")
-    assert stop.value.code == 2
+    assert call("report", None) == [Stage("report", Path("params.yaml"))]
+    arguments = ("bc", "--params", "elsewhere/p.yaml", "--smoke")
+    assert call("learn", None, *arguments) == [Stage("learn", Path("elsewhere/p.yaml"), "bc", smoke=True)]
+    for wrong in (("report", "--learning-rate", "1"), ("report", "bc"), ("learn",)):
+        with pytest.raises(SystemExit) as stop:
+            call(wrong[0], None, *wrong[1:])
+        assert stop.value.code == 2
 
 
 @pytest.mark.parametrize(
@@ -198,27 +200,27 @@ def test_flags() -> None:
 )
 def test_known_errors_are_one_line(error: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        call("imitate", error)
+        call("learn", error, "bc")
     assert stop.value.code == 1
-    assert capsys.readouterr() == ("", "error: imitate: found this\n")
+    assert capsys.readouterr() == ("", "error: learn/bc: found this\n")
 
 
 def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYNAREP_TRACEBACK", "1")
     with pytest.raises(DataError):
-        call("imitate", DataError("found this"))
+        call("learn", DataError("found this"), "bc")
 
 
 def test_unknown_errors_keep_their_traceback() -> None:
     with pytest.raises(HaltError):
-        call("imitate", HaltError())
+        call("learn", HaltError(), "bc")
 
 
 def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        call("imitate", KeyboardInterrupt("at update 3 of 9 of imitate/bc"))
+        call("learn", KeyboardInterrupt("at update 3 of 9 of learn/bc"), "bc")
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "imitate: stopped at update 3 of 9 of imitate/bc; run it again to go on\n"
+    assert capsys.readouterr().err == "learn/bc: stopped at update 3 of 9 of learn/bc; run it again to go on\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -228,11 +230,11 @@ def test_signals_outside_of_a_training(number: signal.Signals, capsys: pytest.Ca
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as stop:
-            stage_main("imitate", lambda stage: signal.raise_signal(number), [])
+            stage_main("evaluate", lambda stage: signal.raise_signal(number), ["bc"], entries=True)
     finally:
         signal.signal(signal.SIGINT, inherited)
     assert stop.value.code == 130
-    assert capsys.readouterr().err == "imitate: stopped; run it again to go on\n"
+    assert capsys.readouterr().err == "evaluate/bc: stopped; run it again to go on\n"
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -240,8 +242,11 @@ def test_signals_outside_of_a_training(number: signal.Signals, capsys: pytest.Ca
     ("text", "found"),
     [
         (None, "params.yaml: no such file"),
-        ("seed: 0", "params.yaml: no section 'imitate'; found seed"),
-        ("imitate: {demonstrations: d, dataset: a, policies: {}}", "artifacts/shards/d"),
+        ("seed: 0", "params.yaml: learn: no entry"),
+        (
+            "learn: {a: {kind: random, demonstrations: d, dataset: d, encoder: none, rewards: none}}",
+            "artifacts/shards/",
+        ),
     ],
 )
 def test_a_real_stage_fails_in_one_line(
@@ -249,15 +254,15 @@ def test_a_real_stage_fails_in_one_line(
 ) -> None:
     path = tmp_path / "params.yaml" if text is None else project(tmp_path, text)
     with pytest.raises(SystemExit) as stop:
-        stage_main("imitate", imitate.main, ["--params", str(path)])
+        stage_main("learn", learn.main, ["a", "--params", str(path)], entries=True)
     assert stop.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: imitate: {tmp_path}")
+    assert line.startswith(f"error: learn/a: {tmp_path}")
     assert found in line
     assert not (tmp_path / "artifacts").exists()
 
 
 def test_a_stage_that_fails_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):  # there is nothing to report
-        stage_main("report", report.main, ["--params", str(project(tmp_path))])
-    assert list((tmp_path / "artifacts").iterdir()) == []
+    with pytest.raises(SystemExit):
+        stage_main("report", report.main, ["--params", str(project(tmp_path, "report: {titel: a}"))])
+    assert not (tmp_path / "artifacts").exists()

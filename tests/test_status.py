@@ -167,7 +167,7 @@ def test_trainings_that_wait(project: Path) -> None:
     folder = project / ".dynarep" / "checkpoints" / "first"
     folder.mkdir(parents=True)
     for name, update in (("a", 10), ("b", 4)):
-        kept = {"dynarep": {"key": f"first/{name}-1234", "updates": update, "total": 10}}
+        kept = {"dynarep": {"name": f"first/{name}", "key": "1234", "updates": update, "total": 10}}
         torch.save(kept, folder / f"first-{name}.ckpt")
     (folder / "first-c.ckpt").write_bytes(b"damage")
     assert states(project)["first"][0] == "fresh"  # what waits belongs to something else
