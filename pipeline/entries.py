@@ -240,20 +240,28 @@ def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str
         raise ParamsError(f"{where}.encoder: found {inputs.encoder!r}, expected none; {method.kind} reads no encoder")
 
 
-def datasets_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """Every dataset that a params file names, with the key that names it first."""
-    found: dict[str, str] = {}
+def datasets_of(values: Mapping[str, Any], where: str = "params") -> dict[str, str]:
+    """Every dataset that a params file names, with the key that names it first.
+
+    Raises:
+        ParamsError: if a section is no map of entries, or what stands for a dataset is no name; starts with ``where``.
+    """
+    named: dict[str, Any] = {}
     for section in ROOMS:
-        for name, entry in section_of(values, section, "params").items():
+        for name, entry in section_of(values, section, where).items():
             for key in ("dataset", "demonstrations"):
-                if isinstance(entry, dict) and entry.get(key, NONE) != NONE:
-                    found.setdefault(entry[key], f"{section}.{name}.{key}")
-    evaluate = values.get("evaluate") or {}
-    named = {
-        "demonstrations": evaluate.get("demonstrations"),
-        "motion.dataset": (evaluate.get("motion") or {}).get("dataset"),
-    }
+                if isinstance(entry, dict):
+                    named[f"{section}.{name}.{key}"] = entry.get(key, NONE)
+    evaluate = values.get("evaluate")
+    if isinstance(evaluate, dict):
+        motion = evaluate.get("motion")
+        of_motion = motion.get("dataset") if isinstance(motion, dict) else None
+        for key, dataset in (("demonstrations", evaluate.get("demonstrations")), ("motion.dataset", of_motion)):
+            named[f"evaluate.{key}"] = NONE if dataset is None else dataset
+    found: dict[str, str] = {}
     for key, dataset in named.items():
-        if dataset not in (None, NONE):
-            found.setdefault(str(dataset), f"evaluate.{key}")
+        if not isinstance(dataset, str):
+            raise ParamsError(f"{where}: {key}: found {dataset!r}, expected the name of a dataset")
+        if dataset != NONE:
+            found.setdefault(dataset, key)
     return found

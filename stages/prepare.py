@@ -12,7 +12,7 @@ def main(stage: Stage) -> None:
 
     cards = stage.project / "configs" / "datasets"
     known = card_names(cards)
-    named = datasets_of(stage.values())
+    named = datasets_of(stage.values(), str(stage.params))
     for name, key in named.items():
         if name not in known:
             raise DataError(f"{stage.params}: {key}: found {name!r}, expected one of {', '.join(known)} ({cards})")

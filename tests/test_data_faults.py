@@ -382,10 +382,31 @@ def test_a_link_that_leads_nowhere_names_file_and_group(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["data/demo_2"] = h5py.ExternalLink("gone.hdf5", "/data/demo_2")
     keys: dict[str, Any] = {"observations": ["eef_pos"], "dones": "truncated"}
-    message = "/data/demo_2: found a link to /data/demo_2 in the file gone.hdf5, which leads nowhere"
-    with pytest.raises(DataError, match=message):
+    where = re.escape(f"{path}: data/demo_2: ")
+    message = f"^{where}found a link to another file, gone.hdf5; copy the data into this file$"
+    for options in ({}, {"leave_out": "faulty"}):
+        with pytest.raises(DataError, match=message):
+            read(path, card("robomimic", **keys, **options))
+    with h5py.File(path, "a") as file:
+        del file["data/demo_2"]
+        file["data/demo_2"] = h5py.SoftLink("/data/demo_9")
+    with pytest.raises(DataError, match=f"^{where}found a link to /data/demo_9, which is not there$"):
         read(path, card("robomimic", **keys))
-    assert len(list(read(path, card("robomimic", **keys, leave_out="faulty")))) == 2
+    with h5py.File(path, "a") as file:
+        del file["data/demo_2"]
+    assert len(list(read(path, card("robomimic", **keys)))) == 2
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    """Whatever pyarrow raises: its own errors, OSError, or ValueError for a name that is no text."""
+    pytest.importorskip("pyarrow")
+    path = layouts.write_parquet(tmp_path, episodes(["timeout"] * 2))
+    content = path.read_bytes()
+    assert content.count(b"rewards") > 1
+    for damaged in (content[: len(content) // 2], b"", content.replace(b"rewards", b"\xffewards")):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=f"^{re.escape(str(path))}: not a readable parquet file: "):
+            read(path, card("arrays"))
 
 
 def late(columns: Columns) -> None:

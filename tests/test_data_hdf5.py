@@ -20,10 +20,11 @@ from dynarep.data.schema import DataError, Episode
 
 ROWS = 6
 RNG = np.random.default_rng(0)
+STATES = RNG.normal(size=(ROWS + 1, 3))
 COLUMNS = {
     "d4rl": {
-        "observations": RNG.normal(size=(ROWS, 3)),
-        "next_observations": RNG.normal(size=(ROWS, 3)),
+        "observations": STATES[:-1],
+        "next_observations": STATES[1:],
         "actions": np.zeros((ROWS, 2)),
         "rewards": RNG.normal(size=ROWS),
         "terminals": np.zeros(ROWS),

@@ -67,7 +67,14 @@ def test_a_card_appends_noise_to_every_state_and_nothing_else_changes(project: P
         np.testing.assert_array_equal(a.actions, b.actions)
         expected = draw_noise("ar1", b.length + 1, 5, episode_generator(3, b.id), rho=0.9)
         np.testing.assert_array_equal(a.observations[:, 3:], expected)
-    assert read_index(project.out / "noisy")["provenance"]["cards"]["noisy"]["noise"] == AR1
+    assert read_index(project.out / "noisy")["provenance"]["cards"]["noisy"]["noise"] == {**AR1, "deviation": 1.0}
+    project.card("loud", **{"from": "walk", "noise": {**AR1, "deviation": 2.0}})
+    loud = project.prepare("loud")
+    assert read_index(project.out / "loud")["provenance"]["cards"]["loud"]["noise"] == {**AR1, "deviation": 2.0}
+    assert loud.fingerprint != noisy.fingerprint
+    for a, b in zip(loud.episodes, noisy.episodes, strict=True):
+        np.testing.assert_array_equal(a.observations[:, :3], b.observations[:, :3])
+        np.testing.assert_array_equal(a.observations[:, 3:], 2 * b.observations[:, 3:])
     project.card("walk", path="data/walk.npz", format="arrays", env="Hopper-v4", noise=AR1)
     assert project.prepare("walk").fingerprint == noisy.fingerprint
     project.card("noisy", **{"from": "walk", "noise": {**AR1, "seed": 4}})
@@ -113,7 +120,12 @@ def test_a_cut_variant_has_no_episode_of_a_higher_return(project: Project) -> No
         ({"noise": {"kind": "white", "dims": 0}}, "noise.dims: found 0"),
         ({"noise": {"kind": "ar1", "dims": 2, "rho": 1}}, "noise.rho: found 1"),
         ({"noise": {"kind": "white", "dims": 2, "rho": 0.5}}, "noise.rho: found 0.5 with kind white"),
-        ({"noise": {"kind": "white", "dims": 2, "size": 1}}, "noise.size: unknown key, expected one of kind, dims, rho, seed"),
+        (
+            {"noise": {"kind": "white", "dims": 2, "size": 1}},
+            "noise.size: unknown key, expected one of kind, dims, rho, deviation, seed",
+        ),
+        ({"noise": {"kind": "white", "dims": 2, "deviation": 0}}, "noise.deviation: found 0"),
+        ({"noise": {"kind": "white", "dims": 2, "deviation": float("inf")}}, "noise.deviation: found inf"),
         ({"max_return": float("nan")}, "max_return: found nan"),
     ],
 )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
+from dynarep.configs.params import ParamsError
 from dynarep.data.card import card_names, load_card
 from dynarep.data.prepare import prepare
 from dynarep.data.schema import DataError
 from dynarep.data.shards import Dataset, load_dataset
+from dynarep.pipeline.entries import datasets_of, read_entry
 from dynarep.stages import prepare as stage
 
 ROOT = Path(__file__).parents[1]
@@ -304,31 +305,44 @@ def run_stage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_stage_prepares_what_the_others_name(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("best", "states", "noise", "unused"):
         project.card(name, **{"from": "walk", "top": 1, "observations_only": name == "states"})
+    for name in ("shown", "moved"):
+        project.card(name, **{"from": "walk", "top": 2})
     path = write_params(
         project,
-        pretrain_dynamics={"dataset": "walk", "noise": {"dataset": "noise"}},
-        imitate={"dataset": "walk", "demonstrations": "best"},
-        relabel={"dataset": "walk", "demonstrations": "states"},
-        evaluate={"episodes": 3},
+        defaults={"pretrain": {"dataset": "unused"}},
+        pretrain={"a": {"kind": "identity", "dataset": "walk", "initial": "none"}, "b": {"dataset": "noise"}},
+        relabel={"a": {"kind": "progress", "dataset": "walk", "demonstrations": "states", "space": "a"}},
+        learn={
+            "bc": {"dataset": "none", "demonstrations": "best"},
+            "random": {"dataset": "walk", "demonstrations": "none"},
+        },
+        evaluate={"episodes": 3, "demonstrations": "shown", "motion": {"dataset": "moved", "space": "a"}},
     )
     run_stage(path, monkeypatch)
-    assert sorted(folder.name for folder in project.out.iterdir()) == ["best", "noise", "states", "walk"]
+    assert sorted(folder.name for folder in project.out.iterdir()) == [
+        *("best", "moved", "noise", "none", "shown", "states", "walk"),
+    ]
+    assert [file.name for file in (project.out / "none").iterdir()] == ["nothing"]
 
 
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"pretrain_intent": {"dataset": "wlak"}}, "pretrain_intent.dataset: found 'wlak', expected one of walk"),
-        ({"pretrain_intent": {}}, "pretrain_intent.dataset: found None, expected one of walk"),
-        ({"pretrain_intent": None}, "pretrain_intent.dataset: found None, expected one of walk"),
+        ({"pretrain": {"a": {"dataset": "wlak"}}}, "pretrain.a.dataset: found 'wlak', expected one of walk"),
         (
-            {"imitate": {"dataset": "walk", "demonstrations": ["walk"]}},
-            "imitate.demonstrations: found ['walk'], expected",
+            {"pretrain": {"a": {"dataset": "walk"}, "b": {"dataset": "wlak"}}, "learn": {"bc": {"dataset": "wlak"}}},
+            "pretrain.b.dataset: found 'wlak', expected one of walk",
         ),
         (
-            {"pretrain_dynamics": {"dataset": "walk", "noise": "walk"}},
-            "pretrain_dynamics.noise.dataset: found None, expected one of walk",
+            {"relabel": {"a": {"demonstrations": "wlak"}}},
+            "relabel.a.demonstrations: found 'wlak', expected one of walk",
         ),
+        ({"learn": {"a": {"dataset": None}}}, "learn.a.dataset: found None, expected the name of a dataset"),
+        ({"learn": {"a": {"demonstrations": ["walk"]}}}, "learn.a.demonstrations: found ['walk'], expected the name"),
+        ({"evaluate": {"demonstrations": "wlak"}}, "evaluate.demonstrations: found 'wlak', expected one of walk"),
+        ({"evaluate": {"demonstrations": {"a": 1}}}, "evaluate.demonstrations: found {'a': 1}, expected the name"),
+        ({"evaluate": {"motion": {"dataset": "wlak"}}}, "evaluate.motion.dataset: found 'wlak', expected one of walk"),
+        ({"pretrain": "walk"}, "pretrain: found str, expected a map of entries by name"),
     ],
 )
 def test_an_unknown_dataset_is_one_line_with_the_known_ones(
@@ -347,6 +361,28 @@ def test_an_unknown_dataset_is_one_line_with_the_known_ones(
     assert not project.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("section", "kind", "keys"),
+    [
+        ("pretrain", "identity", ("dataset",)),
+        ("relabel", "constant", ("dataset", "demonstrations")),
+        ("learn", "random", ("dataset", "demonstrations")),
+    ],
+)
+def test_an_entry_without_its_dataset_is_one_line(
+    project: Project, section: str, kind: str, keys: tuple[str, ...]
+) -> None:
+    whole = {"kind": kind, **dict.fromkeys(keys, "walk")}
+    path = write_params(project, **{section: {"a": whole}})
+    assert read_entry(path, section, "a").inputs.dataset == "walk"
+    for key in keys:
+        write_params(project, **{section: {"a": {k: value for k, value in whole.items() if k != key}}})
+        with pytest.raises(ParamsError) as error:
+            read_entry(path, section, "a")
+        (line,) = str(error.value).splitlines()
+        assert line.startswith(f"{path}: {section}.a.{key}: missing")
+
+
 def test_the_light_path_imports_nothing_heavy() -> None:
     code = (
         "import sys, dynarep.data, dynarep.stages.prepare, dynarep.data.card, dynarep.data.prepare, dynarep.data.shards\n"
@@ -359,11 +395,20 @@ def test_the_light_path_imports_nothing_heavy() -> None:
 
 def test_every_dataset_key_of_the_shipped_params_is_prepared() -> None:
     """A ``dataset`` or ``demonstrations`` that a stage reads but prepare does not know would be missing at run time."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del values["defaults"]
+    expected: dict[str, str] = {}
 
-    def keys(values: Callable[[], Any] | Any, prefix: str = "") -> list[str]:
-        if not isinstance(values, dict):
-            return []
-        own = [f"{prefix}{key}" for key, value in values.items() if key in ("dataset", "demonstrations")]
-        return own + [name for key, value in values.items() for name in keys(value, f"{prefix}{key}.")]
+    def renamed(found: Any, prefix: str = "") -> Any:
+        """A copy in which every key names a dataset of its own, so that none hides behind another."""
+        if not isinstance(found, dict):
+            return found
+        copy = {key: renamed(value, f"{prefix}{key}.") for key, value in found.items()}
+        for key in {"dataset", "demonstrations"} & copy.keys():
+            copy[key] = f"dataset-{len(expected)}"
+            expected[copy[key]] = f"{prefix}{key}"
+        return copy
 
-    assert set(keys(yaml.safe_load((ROOT / "params.yaml").read_text()))) == set(stage.DATASET_KEYS)
+    assert datasets_of(renamed(values)) == expected
+    assert {key.partition(".")[0] for key in expected.values()} == {"pretrain", "relabel", "learn", "evaluate"}
+    assert datasets_of(values).keys() <= set(card_names(ROOT / "configs" / "datasets"))

@@ -248,8 +248,12 @@ def test_an_unusable_index_is_refused(make_episode: Make, tmp_path: Path) -> Non
     for content, message in (
         ('{"schema_ver', "not valid JSON"),
         ("[1]", f"schema_version: found None, expected {SCHEMA_VERSION}; prepare it again"),
-        (json.dumps({**index, "schema_version": 0}), "found 0, expected 2; prepare it again"),
-        (json.dumps({**index, "schema_version": 99}), "found 99, expected 2; update dynarep"),
+        (json.dumps({**index, "schema_version": 0}), f"found 0, expected {SCHEMA_VERSION}; prepare it again"),
+        (
+            json.dumps({**index, "schema_version": SCHEMA_VERSION - 1}),
+            f"found {SCHEMA_VERSION - 1}, expected {SCHEMA_VERSION}; prepare it again",
+        ),
+        (json.dumps({**index, "schema_version": 99}), f"found 99, expected {SCHEMA_VERSION}; update dynarep"),
         (json.dumps(without), "missing returns; prepare the dataset again"),
     ):
         (folder / "index.json").write_text(content)
@@ -382,8 +386,14 @@ def edited(value: Any, *keys: Any) -> Callable[[Any], None]:
 
 SHARDS_0 = ("shards", 0)
 WRONG_INDICES = {
-    "version: text": (edited("2", "schema_version"), "schema_version: found '2', expected 2"),
-    "version: float": (edited(2.0, "schema_version"), "schema_version: found 2.0, expected 2"),
+    "version: text": (
+        edited(str(SCHEMA_VERSION), "schema_version"),
+        f"schema_version: found '{SCHEMA_VERSION}', expected {SCHEMA_VERSION}",
+    ),
+    "version: float": (
+        edited(float(SCHEMA_VERSION), "schema_version"),
+        f"schema_version: found {SCHEMA_VERSION}.0, expected {SCHEMA_VERSION}",
+    ),
     "name": (edited("../../x", "name"), "name: found '../../x'"),
     "env": (edited(5, "env"), "env: found 5"),
     "unknown": (edited(5, "more"), "more: found an unknown key"),

@@ -1,6 +1,7 @@
 import copy
 import json
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -376,12 +377,18 @@ def test_names_in_the_column(intent: PretrainedIntent, dataset: Path, tmp_path: 
     from safetensors import safe_open
 
     written = intent.encode_dataset(dataset, tmp_path)
-    with safe_open(min(written.iterdir()), framework="numpy") as file:
-        assert file.metadata() == {
-            "dataset_fingerprint": json.loads((dataset / "index.json").read_text())["fingerprint"],
-            "dataset": "small",
-            "encoder": intent.source,
-        }
+    files = sorted(written.glob("*.safetensors"))
+    assert files
+    assert {file.name for file in written.iterdir()} == {"about.json", *(file.name for file in files)}
+    fingerprint = json.loads((dataset / "index.json").read_text())["fingerprint"]
+    for path in files:
+        with safe_open(path, framework="numpy") as file:
+            assert file.metadata() == {"dataset_fingerprint": fingerprint}
+    assert json.loads((written / "about.json").read_text()) == {
+        "dataset": "small",
+        "encoder": intent.source,
+        "sha256": {file.name: sha256(file.read_bytes()).hexdigest() for file in files},
+    }
 
 
 @pytest.fixture

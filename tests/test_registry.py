@@ -52,8 +52,9 @@ def model_of(room: str, kind: str) -> Model:
     model = found(found.Architecture(**{name: SIZES[name] for name in names if name in SIZES}))  # type: ignore[call-arg]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+    stored = model.state_dict()  # other buffers follow from the architecture
     for name, buffer in model.named_buffers():
-        if name not in ("low", "high"):
+        if name in stored and name not in ("low", "high"):
             buffer.copy_(torch.rand_like(buffer) + 0.5)
     return model.eval().requires_grad_(False)
 

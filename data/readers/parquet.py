@@ -30,7 +30,7 @@ def read_table(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             table = file.read([name for name in file.schema_arrow.names if name in names])
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError of names that are no text
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
     return {name: _array(table[name], f"{path}: {name}") for name in table.column_names if name in names}
 
