@@ -33,11 +33,11 @@ def demonstrations(batch: int, noise: float) -> SimpleNamespace:
 
 
 def test_a_linear_expert_is_recovered_with_its_noise() -> None:
-    config = BCConfig(hidden=(32, 32), learning_rate=1e-2)
+    config, updates = BCConfig(hidden=(32, 32), learning_rate=1e-2), 1200  # Adam moves log-std by 6 at most
     learner = BC(config, 2, torch.tensor([100.0, -3.0, 0.0]), torch.tensor([5.8, 0.58, 0.058]), LOW, HIGH)
     optimizer = torch.optim.Adam([p for group in learner.parameter_groups() for p in group["params"]], lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
-    for _ in range(800):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    for _ in range(updates):
         optimizer.zero_grad()
         learner.losses(demonstrations(128, 0.1)).loss.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -45,19 +45,38 @@ def test_a_linear_expert_is_recovered_with_its_noise() -> None:
     test = demonstrations(500, 0.0)
     error = (learner.export().act(test.observations) - test.mean).square().mean((1, 2))
     assert (error < 2e-3).all()
-    torch.testing.assert_close(learner.log_std.exp(), torch.full((2, 1, 2), 0.1), atol=0.02, rtol=0)
+    # log_std is that of actions in [-1, 1]; half the width of the bounds brings it back to recorded ones
+    spread = torch.tensor([2.0, 5.0]) * learner.log_std.exp()
+    torch.testing.assert_close(spread, torch.full((2, 1, 2), 0.1), atol=0.02, rtol=0)
 
 
-def test_loss_is_the_negative_log_likelihood() -> None:
+def test_loss_is_the_negative_log_likelihood_of_actions_in_their_own_unit() -> None:
     learner = BC(BCConfig(hidden=(8,)), 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH)
     torch.nn.init.normal_(learner.log_std)
     batch = SimpleNamespace(observations=torch.randn(2, 6, 3), actions=torch.randn(2, 6, 2))
     result = learner.losses(batch)
+    centre, half = torch.tensor([0.0, 5.0]), torch.tensor([2.0, 5.0])  # of LOW and HIGH
     mean = learner.policy.act(batch.observations)
-    density = torch.distributions.Normal(mean, learner.log_std.exp().expand_as(mean))
-    torch.testing.assert_close(result.loss, -density.log_prob(batch.actions).sum(2).mean(1))
-    torch.testing.assert_close(result.metrics["squared_error"], (mean - batch.actions).square().mean((1, 2)).detach())
+    # a density over recorded actions is the one over actions in [-1, 1], divided by the half widths
+    density = torch.distributions.Normal(mean, half * learner.log_std.exp().expand_as(mean))
+    log_prob = (density.log_prob(batch.actions) + half.log()).sum(2)
+    torch.testing.assert_close(result.loss, -log_prob.mean(1))
+    unit_error = (mean - centre) / half - (batch.actions - centre) / half
+    torch.testing.assert_close(result.metrics["squared_error"], unit_error.square().mean((1, 2)).detach())
     assert not result.metrics["squared_error"].requires_grad
+
+
+def test_the_unit_of_actions_does_not_matter() -> None:
+    scale, shift = torch.tensor([1000.0, 0.01]), torch.tensor([-300.0, 0.07])
+    low, high = (tuple((torch.tensor(x) * scale + shift).tolist()) for x in (LOW, HIGH))
+    s, a = torch.randn(2, 6, 3), torch.tensor(LOW) + torch.rand(2, 6, 2) * torch.tensor([4.0, 10.0])
+    found = []
+    for bounds, actions in (((LOW, HIGH), a), ((low, high), a * scale + shift)):
+        torch.manual_seed(0)
+        learner = BC(BCConfig(hidden=(8,)), 2, torch.zeros(3), torch.ones(3), *bounds)
+        torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
+        found.append(learner.losses(SimpleNamespace(observations=s, actions=actions)).loss)
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_the_spread_stays_within_its_bounds() -> None:
@@ -72,13 +91,24 @@ def test_the_spread_stays_within_its_bounds() -> None:
     assert not torch.equal(losses[0], losses[2])
 
 
-def test_dropout_of_the_observation() -> None:
+def test_dropout_of_hidden_activations_while_training() -> None:
     batch = SimpleNamespace(observations=torch.randn(1, 6, 3), actions=torch.randn(1, 6, 2))
     for dropout, same in ((0.0, True), (0.5, False)):
         learner = BC(BCConfig(hidden=(8,), dropout=dropout), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
         torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
         assert torch.equal(learner.losses(batch).loss, learner.losses(batch).loss) == same
-        assert torch.equal(learner.export().act(batch.observations), learner.export().act(batch.observations))
+        # stages switch what they export to evaluation, in which nothing is dropped
+        policy = learner.export().eval()
+        assert torch.equal(policy.act(batch.observations), policy.act(batch.observations))
+        first, last = policy.network.layers
+        hidden = torch.relu(first(batch.observations / 1.001))
+        expected = torch.tensor([0.0, 5.0]) + torch.tensor([2.0, 5.0]) * torch.tanh(last(hidden))
+        torch.testing.assert_close(policy.act(batch.observations), expected)
+        if dropout:
+            torch.manual_seed(3)
+            kept = torch.nn.functional.dropout(hidden, dropout)
+            torch.manual_seed(3)
+            torch.testing.assert_close(learner.policy.mean(batch.observations), last(kept))
 
 
 def test_everything_is_trained_with_cosine_decay() -> None:

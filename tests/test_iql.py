@@ -90,7 +90,9 @@ def test_one_backward_pass_is_the_three_separate_ones(normalise: bool) -> None:
     model, batch = learner(normalise=normalise), random_batch()
     mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 1.0, 2.0]) + 1e-3
     s, s_next = ((x - mean) / std if normalise else x for x in (batch.observations, batch.next_observations))
-    pair = torch.cat([s, batch.actions], -1).unsqueeze(1)
+    low, high = torch.tensor(LOW), torch.tensor(HIGH)
+    actions = 2 * (batch.actions - low) / (high - low) - 1  # Q and the policy take actions in [-1, 1]
+    pair = torch.cat([s, actions], -1).unsqueeze(1)
     with torch.no_grad():
         target_q = model.target_critic(pair)[..., 0]
         smallest = torch.minimum(target_q[:, 0], target_q[:, 1])
@@ -101,10 +103,9 @@ def test_one_backward_pass_is_the_three_separate_ones(normalise: bool) -> None:
     loss_v = (torch.where(difference < 0, 0.3, 0.7) * difference.square()).mean(1)
     q = model.critic(pair)[..., 0]
     loss_q = (q[:, 0] - backup).square().mean(1) + (q[:, 1] - backup).square().mean(1)
-    low, high = torch.tensor(LOW), torch.tensor(HIGH)
-    centre = low + (torch.tanh(model.policy.network(s)) + 1) / 2 * (high - low)
+    centre = torch.tanh(model.policy.network(s))
     density = torch.distributions.Normal(centre, model.log_std.exp().expand_as(centre))
-    loss_pi = -(weight * density.log_prob(batch.actions).sum(2)).mean(1)
+    loss_pi = -(weight * density.log_prob(actions).sum(2)).mean(1)
 
     result = model.losses(batch)
     result.loss.sum().backward()  # type: ignore[no-untyped-call]

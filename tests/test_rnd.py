@@ -4,7 +4,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.methods.rewards.rnd import RND, RNDConfig, novelty_reward, prediction_error, transitions
+from dynarep.pipeline.methods.rewards.rnd import Distillation, RNDConfig, novelty_reward, prediction_error, transitions
 
 SMALL = RNDConfig(hidden=(32, 32), embedding_dim=8)
 
@@ -16,12 +16,12 @@ def points(replicas: int = 2, steps: int = 200, dim: int = 3) -> Tensor:
     return torch.stack([circle * (1 + i) for i in range(replicas)])
 
 
-def learner(c: RNDConfig = SMALL, replicas: int = 2, dim: int = 3) -> RND:
+def learner(c: RNDConfig = SMALL, replicas: int = 2, dim: int = 3) -> Distillation:
     torch.manual_seed(0)
-    return RND(c, replicas, torch.zeros(1, dim), torch.ones(1))
+    return Distillation(c, replicas, torch.zeros(1, dim), torch.ones(1))
 
 
-def trained(model: RND, pairs: Tensor, updates: int = 300) -> RND:
+def trained(model: Distillation, pairs: Tensor, updates: int = 300) -> Distillation:
     optimizer = torch.optim.Adam([p for group in model.parameter_groups() for p in group["params"]], lr=1e-3)
     for _ in range(updates):
         optimizer.zero_grad()

@@ -443,11 +443,24 @@ def test_absorption_has_its_share_of_the_discounted_occupancy(make_episode: Call
     gamma, lengths = 0.9, (1, 8, 200)
     needs = Needs(absorbing="discounted", gamma=gamma)
     ended = [make_episode(n, f"e-{n}", terminated=True, truncated=False) for n in lengths]
-    for n, e in zip(lengths, absorbed(ended, needs), strict=True):
+    for n, e in zip(lengths, absorbed(ended, needs, 10), strict=True):
         share = (e.length - n) / e.length
         assert share == pytest.approx(gamma**n, abs=0.5 / e.length)
-    (cut,) = absorbed([make_episode(8)], needs)
+    (cut,) = absorbed([make_episode(8)], needs, 10)
     assert cut.length == 8
+
+
+def test_absorption_for_so_many_steps(make_episode: Callable[..., Episode]) -> None:
+    lengths = (1, 8, 200)
+    ended = [make_episode(n, f"e-{n}", terminated=True, truncated=False) for n in lengths]
+    for steps in (1, 10):
+        found = absorbed(ended, Needs(absorbing="steps"), steps)
+        assert [e.length for e in found] == [n + steps for n in lengths]
+        for n, e in zip(lengths, found, strict=True):  # the last successor is the absorbing state, then it is stayed in
+            assert e.observations[:, -1].tolist() == [0.0] * n + [1.0] * (steps + 1)
+    (cut,) = absorbed([make_episode(8)], Needs(absorbing="steps"), 10)
+    assert cut.length == 8
+    assert absorbed(ended, Needs(), 10) is ended
 
 
 def test_smoke_shrinks_every_training() -> None:

@@ -23,7 +23,6 @@ from dynarep.pipeline.methods.learners.repr_value_dice import (
     Term,
 )
 from dynarep.pipeline.methods.learners.value_dice import PerceptronCritic, ValueDICE, ValueDICEConfig
-from dynarep.pipeline.nn.functional import gradient_penalty
 from dynarep.pipeline.nn.networks import MLP, Normaliser
 
 torch.set_num_threads(1)
@@ -218,6 +217,17 @@ def test_the_representation_reaches_the_gradient_in_the_action() -> None:
 
 
 LOW, HIGH = (-1.0, 0.0), (1.0, 4.0)
+CENTRE, HALF = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])  # of these bounds
+
+
+def unit(actions: Tensor) -> Tensor:
+    """Actions between the bounds as the players see them, in [-1, 1]."""
+    return (actions - CENTRE) / HALF
+
+
+def recorded(unit_actions: Tensor) -> Tensor:
+    """Actions in [-1, 1] as they are recorded, between the bounds."""
+    return CENTRE + HALF * unit_actions
 
 
 def transitions(batch: int = 6, replicas: int = 2) -> Transitions:
@@ -241,10 +251,11 @@ def plain_objective(dice: ValueDICE, batch: ImitationBatch) -> Tensor:
         return dice.critic(states, dice.actor.sample(states, noise[:, part * n : (part + 1) * n]))  # type: ignore[no-any-return]
 
     initial, following = policy_q(expert.observations, 0), policy_q(expert.next_observations, 1)
-    expert_bellman = c.gamma * following - dice.critic(expert.observations, expert.actions)
+    expert_bellman = c.gamma * following - dice.critic(expert.observations, unit(expert.actions))
     if not alpha:
         return (1 - c.gamma) * initial.mean(1) + expert_bellman.exp().mean(1).log()
-    replay_bellman = c.gamma * policy_q(replay.next_observations, 2) - dice.critic(replay.observations, replay.actions)
+    seen = dice.critic(replay.observations, unit(replay.actions))
+    replay_bellman = c.gamma * policy_q(replay.next_observations, 2) - seen
     mean_exp = (1 - alpha) * expert_bellman.exp().mean(1) + alpha * replay_bellman.exp().mean(1)
     return mean_exp.log() + (1 - alpha) * (1 - c.gamma) * initial.mean(1) - alpha * replay_bellman.mean(1)
 
@@ -291,10 +302,15 @@ def test_regularisers_are_added_with_their_weights() -> None:
     noise = torch.randn(2, 12, 2)
     u = torch.rand(2, 6, 1)
     assert noise.shape[1] == 2 * batch.expert.observations.shape[1]
-    observations = (1 - u) * batch.expert.observations + u * batch.replay.observations
-    actions = (1 - u) * batch.expert.actions + u * batch.replay.actions
-    penalty = gradient_penalty(dice.critic, observations, actions)
-    residual = batch.expert.actions - dice.actor.mode(batch.expert.observations)
+    observations = ((1 - u) * batch.expert.observations + u * batch.replay.observations).requires_grad_()
+    actions = unit((1 - u) * batch.expert.actions + u * batch.replay.actions).requires_grad_()
+    # by the chain rule dQ/dx = std dQ/ds for x = (s - mean) / std, and actions are already in [-1, 1]
+    by_s, by_a = torch.autograd.grad(
+        dice.critic(observations, actions).sum(), (observations, actions), create_graph=True
+    )
+    std = dice.actor.normaliser.std + 1e-3
+    penalty = (((by_s * std).square().sum(-1) + by_a.square().sum(-1)).sqrt() - 1).square().mean(-1)
+    residual = unit(batch.expert.actions) - dice.actor.mode(batch.expert.observations)
     # the free log-std starts at 0: a unit Gaussian
     likelihood = (-0.5 * (residual.square() + math.log(2 * math.pi))).sum(-1).mean(-1)
     expected = result.metrics["objective"] + 10 * penalty + 0.5 * orthogonality(dice.actor.network) - 3 * likelihood
@@ -342,7 +358,8 @@ def test_q_is_the_sum_of_its_terms(terms: tuple[Term, ...]) -> None:
     if "linear" in terms:
         assert critic.omega is not None
         nn.init.normal_(critic.omega)
-        expected += torch.einsum("rbk,rk->rb", critic.encoder.phi(s, a), critic.omega[..., 0])
+        phi = critic.encoder.phi(s, recorded(a))  # the encoder was trained on recorded actions
+        expected += torch.einsum("rbk,rk->rb", phi, critic.omega[..., 0])
     if "log" in terms:
         assert critic.theta is not None
         nn.init.normal_(critic.theta)
@@ -360,7 +377,7 @@ def test_with_the_linear_term_alone_q_is_linear_in_phi() -> None:
     assert isinstance(critic, RepresentationCritic)
     nn.init.normal_(critic.omega)  # type: ignore[arg-type]
     s, a = torch.randn(2, 40, 3), torch.randn(2, 40, 2)
-    phi, q = critic.encoder.phi(s, a), critic(s, a).unsqueeze(-1)
+    phi, q = critic.encoder.phi(s, recorded(a)), critic(s, a).unsqueeze(-1)
     fitted = torch.linalg.lstsq(phi[:, :20], q[:, :20]).solution
     torch.testing.assert_close(phi[:, 20:] @ fitted, q[:, 20:], atol=1e-3, rtol=1e-3)
 
@@ -401,8 +418,8 @@ def test_absorbing_states(with_encoder: bool) -> None:
     policy, s = dice.export(), torch.randn(2, 5, 3)
     alive, absorbed = (torch.cat([s, torch.full((2, 5, 1), bit)], -1) for bit in (0.0, 1.0))
     assert policy.architecture.observation_dim == 3
-    torch.testing.assert_close(policy.act(s), dice.actor.mode(alive))
-    assert not torch.allclose(policy.act(s), dice.actor.mode(absorbed))
+    torch.testing.assert_close(policy.act(s), recorded(dice.actor.mode(alive)))
+    assert not torch.allclose(policy.act(s), recorded(dice.actor.mode(absorbed)))
     if model is not None:  # observations without the bit are alive
         critic, a = dice.critic, torch.rand(2, 5, 2)
         torch.testing.assert_close(critic(s, a), critic(alive, a))
@@ -427,7 +444,7 @@ def test_orthogonality() -> None:
 
 
 def test_actor() -> None:
-    actor = TanhGaussianActor(2, Normaliser(torch.zeros(3), torch.ones(3)), LOW, HIGH, (16,))
+    actor = TanhGaussianActor(2, Normaliser(torch.zeros(3), torch.ones(3)), 2, (16,))
     with torch.no_grad():
         actor.network.layers[-1].weight.mul_(1e4)
     s = torch.randn(2, 200, 3)
@@ -436,9 +453,8 @@ def test_actor() -> None:
     assert log_std.max() <= 2
     noise = torch.randn(2, 200, 2)
     actions = actor.sample(s, noise)
-    low, high = torch.tensor(LOW), torch.tensor(HIGH)
-    unit = torch.tanh(mean + noise * log_std.exp())
-    torch.testing.assert_close((actions - low) / (high - low) * 2 - 1, unit, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(actions, torch.tanh(mean + noise * log_std.exp()), atol=1e-5, rtol=1e-4)
+    assert actions.abs().max() <= 1
     assert torch.equal(actor.sample(s, torch.zeros_like(noise)), actor.mode(s))
 
 
@@ -447,10 +463,10 @@ def test_export_acts_as_the_mode() -> None:
     nn.init.normal_(dice.actor.network.layers[-1].weight)
     nn.init.normal_(dice.actor.network.layers[-1].bias)
     policy, s = dice.export(), torch.randn(2, 5, 3)
-    torch.testing.assert_close(policy.act(s), dice.actor.mode(s))
+    torch.testing.assert_close(policy.act(s), recorded(dice.actor.mode(s)))
     with torch.no_grad():
         dice.actor.network.layers[0].weight.zero_()
-    assert not torch.allclose(policy.act(s), dice.actor.mode(s))  # a copy
+    assert not torch.allclose(policy.act(s), recorded(dice.actor.mode(s)))  # a copy
 
 
 def test_perceptron_critic_reads_standardised_observations() -> None:
