@@ -256,6 +256,7 @@ def reduced(
     return {cell["method"]: cell for cell in json.loads((tmp_path / "results" / "reduced.json").read_text())["cells"]}
 
 
+@pytest.mark.slow
 def test_the_recorded_reward_alone_is_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {"updates": 20, "batch_size": 32, "updates_per_chunk": 10, "snapshots": 2}
     changes = {

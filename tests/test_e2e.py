@@ -178,6 +178,7 @@ def test_nothing_runs_twice(project: Project) -> None:
     assert project.state() == before
 
 
+@pytest.mark.slow
 def test_an_equal_rerun_changes_no_byte(project: Project) -> None:
     """What DVC hashes is a function of the inputs alone, so nothing downstream would run again."""
     before = {path: digest for path, (digest, _) in project.state().items()}
@@ -187,6 +188,7 @@ def test_an_equal_rerun_changes_no_byte(project: Project) -> None:
     assert "Running stage" not in project.dvc("repro")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -210,6 +212,7 @@ def test_a_change_runs_what_depends_on_it(project: Project, old: str, new: str, 
     project.dvc("repro")
 
 
+@pytest.mark.slow
 def test_another_dataset_for_one_encoder_runs_what_follows_from_it(project: Project) -> None:
     (project.root / "configs" / "datasets" / "hopper-other.yaml").write_text(
         "mix: [{name: hopper-arbitrary, fraction: 0.04}]\n"
@@ -223,6 +226,7 @@ def test_another_dataset_for_one_encoder_runs_what_follows_from_it(project: Proj
     project.dvc("repro")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
@@ -243,6 +247,7 @@ def test_touching_a_method_runs_its_entries(project: Project, file: str, expecte
         project.dvc("repro")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "stage", "message"),
     [

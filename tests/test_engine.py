@@ -30,7 +30,7 @@ from dynarep.pipeline.nn.networks import MLP
 from dynarep.pipeline.tables import write_table
 from dynarep.pipeline.training.checkpoint import seal
 from dynarep.pipeline.training.config import TrainingConfig
-from dynarep.pipeline.training.device import training_device
+from dynarep.pipeline.training.device import denormals_as_zero, training_device
 from dynarep.pipeline.training.gradients import clip_gradients
 from dynarep.pipeline.training.loop import NonFiniteLossError, train
 from dynarep.pipeline.training.run import Run, run_key
@@ -662,3 +662,10 @@ def test_what_cannot_be_compiled_is_trained_plainly_unless_it_must_be(
         tried = fit(tmp_path / "tried", replace(must, compile=None), learner=Stubborn())
     assert "not compiled" in capsys.readouterr().err
     assert torch.equal(tried.network.layers[0].weight, plain.network.layers[0].weight)
+
+
+def test_numbers_below_1e_38_are_0_while_it_trains_alone() -> None:
+    small = torch.tensor(1e-39)
+    with denormals_as_zero():
+        assert small * 1 == 0
+    assert small * 1 != 0

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,15 +18,6 @@ from dynarep.pipeline.nn.functional import (
 )
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def numbers_below_1e_38() -> Iterator[None]:
-    """A training run in the same process before this one leaves the CPU taking them as 0, which hypothesis refuses."""
-    kept = torch.tensor(1e-39) * 1 != 0
-    torch.set_flush_denormal(False)
-    yield
-    torch.set_flush_denormal(not kept)
 
 
 @pytest.fixture(autouse=True)

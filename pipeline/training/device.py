@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -20,12 +21,18 @@ def training_device() -> torch.device:
     return torch.device("cuda", int(local) % torch.cuda.device_count())
 
 
-def flush_denormals() -> None:
-    """Let a CPU take numbers below 1e-38 as 0, as a GPU does.
+@contextlib.contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Let a CPU take numbers below 1e-38 as 0, as a GPU does, for a while.
 
     Adam's means of gradients that have become 0 decay into them within a thousand updates, and slow an update down several times.
     """
+    kept = bool(torch.tensor(1e-39) * 1 != 0)
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(not kept)
 
 
 def keep_freed_memory() -> None:

@@ -35,7 +35,7 @@ from dynarep.pipeline.method import Sources
 from dynarep.pipeline.tables import write_table
 from dynarep.pipeline.training.checkpoint import relative, saved_updates, seal
 from dynarep.pipeline.training.config import COMPILE_FROM, TrainingConfig
-from dynarep.pipeline.training.device import flush_denormals, keep_freed_memory
+from dynarep.pipeline.training.device import denormals_as_zero, keep_freed_memory
 from dynarep.pipeline.training.gradients import clip_gradients, compiled, gradients_of
 from dynarep.pipeline.training.processes import check_processes, mean_over_processes, process_rank, rows_of
 from dynarep.pipeline.training.run import Run, code_digest
@@ -297,7 +297,6 @@ def train(
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     check_processes(run.trainer)
     keep_freed_memory()
-    flush_denormals()
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     code = code_digest(learner, batch)
@@ -309,7 +308,7 @@ def train(
         if process_rank(run.trainer.devices) == 0:
             how = "trained already, in" if saved == training.updates else f"resuming at update {saved} from"
             print(f"{run.title}: {how} {relative(resume)}", file=sys.stderr)
-    with warnings.catch_warnings():
+    with denormals_as_zero(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
         trainer = pl.Trainer(
