@@ -58,7 +58,7 @@ def test_stable_baselines3(encoder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_changed_physics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sizes = ["--steps", "200", "--updates", "5", "--width", "8", "--replicas", "2", "--episodes", "1"]
+    sizes = ["--steps", "200", "--updates", "5", "--width", "8", "--replicas", "2", "--episodes", "2"]
     main_of("changed_physics/compare.py")([*sizes, "--out", str(tmp_path / "out")])
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert set(scores) == {
@@ -151,6 +151,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_own_data(room: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = json.loads((room.root / "artifacts" / "report" / "metrics.json").read_text())
     assert set(scores) == {"bc", "repr_value_dice", "iql_ailot", "iql_true", "top_ailot", "top_otr", "random"}
@@ -162,6 +163,7 @@ def test_own_data(room: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "field.png").is_file()
 
 
+@pytest.mark.slow
 def test_dataset_sweep(room: Project) -> None:
     printed = room.call("./sweep.sh", "arbitrary-third,arbitrary-tenth")
     shown = json.loads(room.call("dvc", "exp", "show", "--json"))

@@ -143,7 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'policy':20} {'return':>8} {'normalised IQM':>15} {'95 % interval':>16}")
     for name in sorted(scores, key=lambda name: -scores[name]["normalised_iqm"]):
         score = scores[name]
-        interval = f"[{score['normalised_low']:.1f}, {score['normalised_high']:.1f}]"
+        low, high = score["normalised_low"], score["normalised_high"]
+        interval = "-" if low is None else f"[{low:.1f}, {high:.1f}]"  # of one episode there is none
         print(f"{name:20} {score['return_mean']:8.1f} {score['normalised_iqm']:15.1f} {interval:>16}")
 
 
