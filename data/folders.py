@@ -43,14 +43,19 @@ def parse_json(content: bytes | str, where: Path | str) -> Any:
     """
     try:
         text = content if isinstance(content, str) else content.decode()
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=_number, parse_float=_number)
     except ValueError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
     except RecursionError:
         raise DataError(f"{where}: not valid JSON: found values nested too deeply") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for ``json.loads``.
+
+    Raises:
+        ValueError: if a key stands there twice.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -28,6 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dynarep.configs.params import ParamsError, validate
+from dynarep.data.folders import unique_keys
 from dynarep.pipeline.nn.models import ActingModel, Encoder, Model
 from dynarep.pipeline.registry import find_model
 
@@ -283,19 +284,11 @@ def _read_json(path: Path, hint: str = "") -> dict[str, Any]:
     """
     content = _read(path, LARGEST_JSON, hint)
     try:
-        values = json.loads(content.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        values = json.loads(content.decode(), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: found {type(values).__name__}, expected a mapping")
-    return values
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
     return values
 
 
