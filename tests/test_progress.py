@@ -40,6 +40,14 @@ def test_going_back_and_leaving_cost_and_standing_pays_nothing() -> None:
     assert not label(LINE[5].expand(4, 2), LINE).any()
 
 
+def test_a_jump_between_parts_of_the_demonstration_is_worth_one_step_at_most() -> None:
+    """Between out and back, nearer to the one, then to the other: ten steps of the way lie between the two states."""
+    out = torch.stack([torch.arange(11.0), torch.zeros(11)], 1)
+    way = torch.cat([out, out.flip(0) + torch.tensor([0.0, 2.0])])
+    across = torch.tensor([[5.0, 0.9], [5.0, 1.1], [5.0, 0.9], [5.0, 0.9]])
+    torch.testing.assert_close(label(across, way)[:3], torch.tensor([1.0, -1.0, 0.0]))
+
+
 def test_the_unit_of_the_space_does_not_matter() -> None:
     torch.testing.assert_close(label(LINE * 70, LINE * 70, 3), label(LINE, LINE, 3))
 

@@ -6,10 +6,12 @@ Our own; the idea of steps to go as a value is that of potential-based shaping (
 |---|---|
 | j(s) = argmin_j d(s, e_j) | ``search.nearest_steps`` |
 | V(s) = (m - 1 - j(s)) + d(s, e_j) / u, u the median step of the demonstration in the space | ``steps_to_go`` |
-| r_t = (V(s_t) - V(s_{t+k})) / k, in about [-1, 1] | ``Progress.against`` |
+| r_t = (V(s_t) - V(s_{t+k})) / k, clipped to [-1, 1] | ``Progress.against`` |
 
 The steps that are left on the demonstration, and the distance to it: V leads around walls where d counts steps
 (``temporal_metric``), because the demonstration has gone around them. Differences over one step drown in action noise, hence k.
+No step makes the way shorter by more than one. A larger difference is a jump of j between parts of the demonstration that are
+equally near, which says nothing of the step and would outweigh all that do, so r is clipped.
 In a gait that repeats itself j is ambiguous; ``nearest`` or transport say more there. A demonstration that ends where its goal
 begins lets j saturate around the goal: record some steps more.
 """
@@ -74,7 +76,7 @@ class Progress(Comparison):
         value, steps = steps_to_go(agent, expert, expert_lengths)
         time = torch.arange(value.shape[1], device=value.device)
         later = torch.minimum(time + k, agent_lengths.unsqueeze(1) - 1).clamp(min=0)
-        rewards = (value - value.gather(1, later)) / k * (time < agent_lengths.unsqueeze(1))
+        rewards = ((value - value.gather(1, later)) / k).clamp(-1.0, 1.0) * (time < agent_lengths.unsqueeze(1))
 
         def coupling() -> tuple[Tensor, Tensor]:
             return hard_coupling(steps, agent_lengths, expert.shape[1]), squared_distance(agent, expert)
