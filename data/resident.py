@@ -131,6 +131,10 @@ class TransitionTable:
         """The states s_t of the transitions at ``index`` (any shape): (*, observation_dim)."""
         return self.observations.index_select(0, index.reshape(-1)).view(*index.shape, self.observation_dim)
 
+    def blocks(self, replicas: int, rows: int = 8192) -> tuple[Tensor, ...]:
+        """All rows in order for every replica, in blocks of (replicas, <= ``rows``) int64."""
+        return torch.split(torch.arange(len(self), device=self.packed.device).expand(replicas, -1), rows, 1)
+
     @property
     def observations(self) -> Tensor:
         """The states s_t of all rows, a view (N, observation_dim)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -42,20 +43,50 @@ def test_a_single_transition_cannot_outweigh_all_others() -> None:
     assert weights.mean() == pytest.approx(1.0)
 
 
+def table_of(observations: list[float]) -> TransitionTable:
+    n = len(observations)
+    packed = torch.cat([torch.tensor(observations).unsqueeze(1), torch.zeros(n, 4)], 1)
+    return TransitionTable(packed[:, :4], torch.tensor([n]), observation_dim=1, action_dim=1)
+
+
+def sources_of(table: TransitionTable, rewards: list[float], batch_size: int = 20000) -> Sources:
+    return Sources({"dataset": lambda: table}, 1, batch_size, torch.device("cpu"), torch.tensor([rewards]))
+
+
+def learner_of(**values: Any) -> WeightedBC:
+    return WeightedBC(WeightedBCConfig(gamma=0.0, **values), 1, torch.zeros(1), torch.ones(1), (-1.0,), (1.0,))
+
+
 def test_equal_rewards_leave_no_weights() -> None:
     with pytest.raises(ValueError, match="the same for every transition"):
-        cloning_weights(torch.ones(2, 5), 5.0, 10.0)
+        learner_of().prepare(sources_of(table_of([0.0, 1.0]), [1.0, 1.0]))
+
+
+def test_with_a_baseline_the_better_of_two_transitions_counts_at_every_state() -> None:
+    """State 0 pays 2 or 3, state 1 pays 0 or 1: V takes the level away, so the better one at each has the same weight."""
+    sources = sources_of(table_of([0.0, 0.0, 1.0, 1.0]), [2.0, 3.0, 0.0, 1.0])
+    learner = learner_of(temperature=1.0, hidden=(8,))
+    learner.prepare(sources)
+    first, _ = learner.phases()
+    baseline = first.learner
+    optimiser = torch.optim.Adam(baseline.network.parameters(), 1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for update in range(600):
+        optimiser.param_groups[0]["lr"] = 1e-2 if update < 400 else 1e-4
+        optimiser.zero_grad()
+        baseline.losses(first.batch(sources.sized(256), generator)).loss.sum().backward()
+        optimiser.step()
+    assert first.finish is not None
+    first.finish(sources)
+    (weights,) = learner.weights
+    assert weights[1] == pytest.approx(weights[3].item(), rel=0.05)
+    assert weights[0] / weights[1] == pytest.approx(math.exp(-1 / torch.tensor([-0.5, 0.5, -0.5, 0.5]).std()), rel=0.05)
 
 
 def test_transitions_are_drawn_in_proportion() -> None:
     n = 4
-    packed = torch.cat([torch.arange(n).unsqueeze(1), torch.zeros(n, 1), torch.zeros(n, 2)], 1).float()
-    table = TransitionTable(packed, torch.tensor([n]), observation_dim=1, action_dim=1)
-    rewards = torch.log(torch.tensor([[1.0, 2.0, 3.0, 4.0]])) / torch.log(torch.tensor([1.0, 2.0, 3.0, 4.0])).std()
-    sources = Sources({"dataset": lambda: table}, 1, 20000, torch.device("cpu"), rewards)
-    learner = WeightedBC(
-        WeightedBCConfig(temperature=1.0, gamma=0.0), 1, torch.zeros(1), torch.ones(1), (-1.0,), (1.0,)
-    )
+    sources = sources_of(table_of([0.0, 1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]).log().tolist())
+    learner = learner_of(temperature=1.0, baseline=None)
     learner.prepare(sources)
     scale = torch.log(torch.tensor([1.0, 2.0, 3.0, 4.0])).std()
     expected = torch.tensor([1.0, 2.0, 3.0, 4.0]).pow(1 / scale)

@@ -382,7 +382,7 @@ class SMODICE(Cloning):
     def rate(self, sources: Sources) -> None:
         """R of all transitions of the data, (R, N)."""
         (discriminator,), data = self.discriminator, sources.table("dataset")
-        batches = (data.gather(rows) for rows in self.everything(data))
+        batches = (data.gather(rows) for rows in data.blocks(len(self.log_std)))
         self.log_ratio = torch.cat([discriminator(b.observations, b.actions) for b in batches], 1)
 
     def rated(self, sources: Sources, generator: torch.Generator) -> RatedBatch:
@@ -401,21 +401,19 @@ class SMODICE(Cloning):
         ratio = self.log_ratio.gather(1, rows)
         return RatedBatch(b.observations, b.actions, b.next_observations, ratio, initial, noise)
 
-    def everything(self, data: TransitionTable) -> tuple[Tensor, ...]:
-        """All rows for every replica, in blocks."""
-        rows = torch.arange(len(data), device=data.last.device).expand(len(self.log_std), -1)
-        return torch.split(rows, 8192, 1)
-
     @torch.no_grad()
     def weigh(self, sources: Sources) -> None:
         """The weight of every transition of the data, (R, N) with a mean of at most 1."""
         (value,), data = self.value, sources.table("dataset")
         omega = None
         if self.factorised:
-            parts = [value.omega(data.gather(rows).next_observations) * rows.shape[1] for rows in self.everything(data)]
+            parts = [
+                value.omega(data.gather(rows).next_observations) * rows.shape[1]
+                for rows in data.blocks(len(self.log_std))
+            ]
             omega = torch.stack(parts).sum(0) / len(data)
         none = data.initial[:0].expand(len(self.log_std), -1, -1)
-        e = [value.advantage(self.with_ratio(data, rows, none, none), omega) for rows in self.everything(data)]
+        e = [value.advantage(self.with_ratio(data, rows, none, none), omega) for rows in data.blocks(len(self.log_std))]
         self.weights = cloning_weights(torch.cat(e, 1), self.config)
         self.cumulative = self.weights.double().cumsum(1)
 
