@@ -115,6 +115,7 @@ def result(folder: Path, setting: Setting, graph: Graph, method: str) -> dict[st
             name.partition("@")[2] or "last": [[round(value, 2) for value in row] for row in policy["returns"]]
             for name, policy in played["policies"].items()
         },
+        "successes": played["policies"][method].get("successes"),
         "demonstrations_return": fmean(demonstrated) if demonstrated else None,
         "random_return": fmean(value for row in random["policies"]["random"]["returns"] for value in row),
         "budget": {

@@ -5,6 +5,7 @@
 rewrites every block that ends with ``<!-- end -->`` from the stored results. It begins with one of
 
 - ``<!-- scores <preset> [<setting> ...] -->``: a table per setting,
+- ``<!-- grid <preset> [<setting> ...] -->``: a row per method and a column per setting,
 - ``<!-- matrix <preset> <learner> -->``: labels by spaces, of methods called ``<label>_<space>_<learner>``,
 - ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured: ``setting``, ``compared``, ``growth``,
   ``parts``, ``accuracy``, ``start_up`` or ``end_to_end``.
@@ -28,6 +29,8 @@ from dynarep.pipeline.playing.scores import (
     expert_fraction,
     interquartile_mean,
     normalised_score,
+    probability_of_improvement,
+    rate_interval,
     stratified_interval,
 )
 
@@ -131,6 +134,54 @@ def read_cells(preset: str) -> list[Cell]:
     """Stored cells of a preset."""
     cells: list[Cell] = json.loads((RESULTS / f"{preset}.json").read_text())["cells"]
     return cells
+
+
+def shares(cell: Cell) -> tuple[NDArray[np.float64], bool]:
+    """Of each episode of the last policy, whether it was a success, or else its expert fraction: (R, E), and which of the two."""
+    successes = np.asarray(cell.get("successes"), dtype=np.float64)
+    if np.isfinite(successes).any():
+        return np.nan_to_num(successes), True
+    low, high = cell["random_return"], cell["demonstrations_return"]
+    return (last(cell) - low) / (high - low), False
+
+
+def grid(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
+    """Markdown: a row per method, a column per setting, and what all settings say together, best first.
+
+    A number is a success rate where the environment tells one, else the interquartile mean of the expert fraction; with its
+    interval. The last two columns are of the methods that ran in every setting: the interquartile mean over all of them, and
+    the probability that an episode is better than one of the best method without a learned space.
+    """
+    names = list(settings) or list(dict.fromkeys(cell["setting"] for cell in cells))
+    found: dict[str, dict[str, tuple[NDArray[np.float64], bool]]] = {}
+    for cell in cells:
+        if cell["setting"] in names:
+            found.setdefault(cell["method"], {})[cell["setting"]] = shares(cell)
+    whole = {method: [row[name][0] for name in names] for method, row in found.items() if len(row) == len(names)}
+    level = {method: interquartile_mean(np.concatenate([x.ravel() for x in parts])) for method, parts in whole.items()}
+    plain = max((method for method in whole if method.startswith(WITHOUT_A_SPACE)), key=level.__getitem__, default=None)
+
+    def column(row: dict[str, tuple[NDArray[np.float64], bool]], name: str) -> str:
+        if name not in row:
+            return "-"
+        values, rate = row[name]
+        low, high = rate_interval(values) if rate else bootstrap_interval(values)
+        return f"{values.mean() if rate else interquartile_mean(values):.2f} [{low:.2f}, {high:.2f}]"
+
+    lines = [f"| method | {' | '.join(names)} | all | P(better) |", f"|---{'|---' * (len(names) + 2)}|"]
+    for method, row in sorted(found.items(), key=lambda item: -level.get(item[0], -np.inf)):
+        total = ["-", "-"]
+        if method in whole:
+            low, high = stratified_interval(whole[method])
+            total[0] = f"{level[method]:.2f} [{low:.2f}, {high:.2f}]"
+            if plain not in (None, method):
+                total[1] = f"{probability_of_improvement(whole[method], whole[plain]):.2f}"
+        lines.append(f"| {method} | {' | '.join([column(row, name) for name in names] + total)} |")
+    return "\n".join(lines)
+
+
+WITHOUT_A_SPACE = ("bc", "length", "raw", "standardised")
+"""How the names of methods begin that choose by no learned space."""
 
 
 def matrix(cells: Sequence[Cell], learner: str) -> str:
@@ -255,6 +306,8 @@ def refreshed(text: str) -> str:
         first, *rest = match["words"].split()
         if match["kind"] == "scores":
             table = score_table(read_cells(first), rest)
+        elif match["kind"] == "grid":
+            table = grid(read_cells(first), rest)
         elif match["kind"] == "matrix":
             table = matrix(read_cells(first), rest[0])
         elif match["kind"] == "throughput":

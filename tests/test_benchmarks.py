@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -207,6 +208,24 @@ def test_table_has_score_interval_budget_and_total() -> None:
     assert "**total over 2 settings**" in text
     assert text.count("| high | 60.0 [60.0, 60.0] |") == 1
     assert "**t**" not in tables.score_table(cells, ["s"])
+
+
+def test_grid_has_success_rates_expert_fractions_and_what_all_settings_say() -> None:
+    cells = [
+        cell_of("maze", "raw_top", {"last": [[-9.0, -9.0]]}, successes=[[0.0, 1.0]]),
+        cell_of("maze", "metric_top", {"last": [[-9.0, -9.0]]}, successes=[[1.0, 1.0]]),
+        cell_of("hopper", "raw_top", {"last": [[20.0, 20.0]]}, successes=[[math.nan, math.nan]]),
+        cell_of("hopper", "metric_top", {"last": [[60.0, 60.0]]}, successes=[[math.nan, math.nan]]),
+        cell_of("hopper", "bc", {"last": [[70.0, 70.0]]}),
+    ]
+    lines = tables.grid(cells).splitlines()
+    assert lines[0] == "| method | maze | hopper | all | P(better) |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| metric_top", "| raw_top", "| bc"]
+    assert "| 0.60 [0.60, 0.60] |" in lines[2]
+    assert lines[2].startswith("| metric_top | 1.00 [")
+    assert lines[2].endswith("| 0.88 |"), "of 2 x 2 pairs half are won and half tie in the maze, all are won in hopper"
+    assert lines[3].startswith("| raw_top | 0.50 [")
+    assert lines[4] == "| bc | - | 0.70 [0.70, 0.70] | - | - |"
 
 
 def test_matrix_has_a_row_per_label_and_a_column_per_space() -> None:

@@ -12,6 +12,7 @@ from dynarep.pipeline.playing.scores import (
     fraction_interval,
     interquartile_mean,
     normalised_score,
+    probability_of_improvement,
     ranking,
     rate_interval,
 )
@@ -173,6 +174,11 @@ def test_paired_difference_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = difference_interval(values, others, paired=True, resamples=400)
         covered += low <= 2 <= high
     assert covered >= 82
+
+
+def test_probability_of_improvement_counts_pairs_and_halves_of_ties() -> None:
+    assert probability_of_improvement([[[1.0, 3.0]]], [[[2.0, 2.0]]]) == 0.5
+    assert probability_of_improvement([[[1.0]], [[2.0]]], [[[0.0]], [[2.0]]]) == 0.75
 
 
 def test_a_rate_is_never_certain() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import trim_mean
+from scipy.stats import mannwhitneyu, trim_mean
 
 OPTIONAL_SCORES = {"success_rate": "success rate", "motion_distance": "distance to the motion"}
 """Scores that all policies of an evaluation have, or none -> their column."""
@@ -175,6 +175,19 @@ def difference_interval(
     if paired:
         generator = np.random.default_rng(seed)
     return _percentiles(means - _resampled_means([others], resamples, generator), confidence)
+
+
+def probability_of_improvement(values: Sequence[ArrayLike], others: Sequence[ArrayLike]) -> float:
+    """Mean over tasks of P(X > Y) + P(X = Y) / 2, X a score of one policy and Y one of another (Agarwal et al. 2021).
+
+    Args:
+        values: per task (R, E) scores.
+        others: of the other policy in the same tasks.
+    """
+    pairs = zip(values, others, strict=True)
+    return float(
+        np.mean([mannwhitneyu(np.ravel(x), np.ravel(y)).statistic / (np.size(x) * np.size(y)) for x, y in pairs])
+    )
 
 
 def _resampled_means(
