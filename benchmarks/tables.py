@@ -6,6 +6,7 @@ rewrites every block that ends with ``<!-- end -->`` from the stored results. It
 
 - ``<!-- scores <preset> [<setting> ...] -->``: a table per setting,
 - ``<!-- grid <preset> [<setting> ...] -->``: a row per method and a column per setting,
+- ``<!-- distances -->``: what ``benchmarks.distances`` measured,
 - ``<!-- matrix <preset> <learner> -->``: labels by spaces, of methods called ``<label>_<space>_<learner>``,
 - ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured: ``setting``, ``compared``, ``growth``,
   ``parts``, ``accuracy``, ``start_up`` or ``end_to_end``.
@@ -35,7 +36,7 @@ from dynarep.pipeline.playing.scores import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-BLOCK = re.compile(r"(?P<head><!-- (?P<kind>\w+) (?P<words>[^>]*?) -->\n).*?(?P<tail><!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(?P<head><!-- (?P<kind>\w+)(?P<words>(?: [^>]*?)?) -->\n).*?(?P<tail><!-- end -->)", re.DOTALL)
 
 Cell = dict[str, Any]
 
@@ -202,6 +203,19 @@ def matrix(cells: Sequence[Cell], learner: str) -> str:
     return "\n".join(lines)
 
 
+def distances_table(measured: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """Markdown: agreement of each space's distances with the shortest paths, mean [least, largest] over replicas."""
+    lines = [
+        "| maze | space | Spearman, all pairs | Spearman, near pairs | AUC across walls |",
+        "|---|---|---|---|---|",
+    ]
+    for maze, spaces in measured.items():
+        for space, found in sorted(spaces.items(), key=lambda item: -float(np.mean(item[1]["auc"]))):
+            numbers = [f"{np.mean(v):.3f} [{min(v):.3f}, {max(v):.3f}]" for v in found.values()]
+            lines.append(f"| {maze} | {space} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
 def seconds_table(kind: str, measured: dict[str, Any]) -> str:
     """Markdown: errors of couplings, seconds of programs, or seconds of stages beside those of their bare loops."""
     if kind == "accuracy":
@@ -303,11 +317,13 @@ def refreshed(text: str) -> str:
     """``text`` with every block made anew."""
 
     def replace(match: re.Match[str]) -> str:
-        first, *rest = match["words"].split()
+        first, *rest = match["words"].split() or [""]
         if match["kind"] == "scores":
             table = score_table(read_cells(first), rest)
         elif match["kind"] == "grid":
             table = grid(read_cells(first), rest)
+        elif match["kind"] == "distances":
+            table = distances_table(json.loads((RESULTS / "distances.json").read_text()))
         elif match["kind"] == "matrix":
             table = matrix(read_cells(first), rest[0])
         elif match["kind"] == "throughput":

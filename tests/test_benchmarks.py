@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import presets, scores, tables
+from benchmarks import distances, presets, scores, tables
 from dynarep.configs.params import validate
 from dynarep.pipeline.entries import datasets_of, parse_entry, read_params, section_of
 from dynarep.pipeline.playing.play import EvaluateConfig
@@ -242,6 +242,21 @@ def test_matrix_has_a_row_per_label_and_a_column_per_space() -> None:
         "| near | 10.0 [10.0, 10.0; 0.50] | 20.0 [20.0, 20.0; -] |",
         "| far |  | 30.0 [30.0, 30.0; 0.50] |",
     ]
+
+
+def test_paths_go_around_a_wall() -> None:
+    """Out, across and back: the two ends are two apart in a line, and 22 along the way that was recorded."""
+    out = np.stack([np.arange(11.0), np.zeros(11)], 1)
+    way = np.concatenate([out, [[10.0, 1.0]], out[::-1] + np.array([0.0, 2.0])]) + 0.5
+    found = distances.shortest_paths([way], way[[0, 5, 22]], 1.0)
+    np.testing.assert_allclose(found, [[0, 5, 22], [5, 0, 17], [22, 17, 0]])
+
+
+def test_agreement_with_paths_by_hand() -> None:
+    steps, straight = np.array([10.0, 50.0, 150.0, 300.0, np.inf]), np.array([10.0, 50.0, 20.0, 40.0, 10.0])
+    knows = distances.agreement(np.array([1.0, 2.0, 3.0, 4.0, 9.0]), steps, straight)
+    assert knows == pytest.approx({"spearman": 1.0, "spearman_near": 1.0, "auc": 1.0})
+    assert distances.agreement(straight, steps, straight)["auc"] == 0.5
 
 
 def test_store_keeps_what_is_there(tmp_path: Path) -> None:
