@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import Field, config
 from dynarep.pipeline.method import Learner, World
-from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
+from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob
-from dynarep.pipeline.nn.networks import Normaliser
 
 
 @config
@@ -94,40 +93,16 @@ class Cloning(Learner):
     Config: ClassVar[type] = CloningConfig
     shown = ("loss", "squared_error")
 
-    def __init__(
-        self,
-        c: CloningConfig,
-        replicas: int,
-        observation_mean: Tensor,
-        observation_std: Tensor,
-        action_low: tuple[float, ...],
-        action_high: tuple[float, ...],
-        *,
-        absorbing: bool = False,
-        policy: Policy | None = None,
-    ) -> None:
+    def __init__(self, c: CloningConfig, policy: Policy) -> None:
         super().__init__()
-        self.config = c
-        self.policy = policy or Policy(
-            PolicyArchitecture(
-                replicas=replicas,
-                observation_dim=observation_mean.shape[-1] - absorbing,
-                action_low=action_low,
-                action_high=action_high,
-                hidden=c.hidden,
-                absorbing=absorbing,
-            )
-        )
-        if policy is None:
-            self.policy.normaliser = Normaliser(observation_mean, observation_std)
-        self.policy.network.dropout = c.dropout
-        self.log_std = nn.Parameter(torch.zeros(replicas, 1, len(action_low)))
+        self.config, self.policy = c, policy
+        policy.network.dropout = c.dropout
+        self.log_std = nn.Parameter(torch.zeros(policy.architecture.replicas, 1, len(policy.architecture.action_low)))
 
     @classmethod
     def build(cls, c: Any, world: World) -> Self:
         """For the observations and actions of a world."""
-        policy = Policy.build(world, c.hidden, beside=c.beside, layer_norm=c.layer_norm)
-        return cls(c, *world.form, absorbing=world.absorbing, policy=policy)
+        return cls(c, Policy.build(world, c.hidden, beside=c.beside, layer_norm=c.layer_norm))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The actor with cosine decay."""

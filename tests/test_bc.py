@@ -10,6 +10,7 @@ from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
 from dynarep.pipeline.cloning import best_episodes
 from dynarep.pipeline.learn import learn
+from dynarep.pipeline.method import World
 from dynarep.pipeline.methods.learners.bc import BC, BCConfig
 from dynarep.pipeline.training.config import TrainingConfig
 from tests.entries import a_run, entry
@@ -34,7 +35,7 @@ def demonstrations(batch: int, noise: float) -> SimpleNamespace:
 
 def test_a_linear_expert_is_recovered_with_its_noise() -> None:
     config, updates = BCConfig(hidden=(32, 32), learning_rate=1e-2), 1200  # Adam moves log-std by 6 at most
-    learner = BC(config, 2, torch.tensor([100.0, -3.0, 0.0]), torch.tensor([5.8, 0.58, 0.058]), LOW, HIGH)
+    learner = BC.build(config, World(2, torch.tensor([100.0, -3.0, 0.0]), torch.tensor([5.8, 0.58, 0.058]), LOW, HIGH))
     optimizer = torch.optim.Adam([p for group in learner.parameter_groups() for p in group["params"]], lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     for _ in range(updates):
@@ -51,7 +52,7 @@ def test_a_linear_expert_is_recovered_with_its_noise() -> None:
 
 
 def test_loss_is_the_negative_log_likelihood_of_actions_in_their_own_unit() -> None:
-    learner = BC(BCConfig(hidden=(8,)), 2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH)
+    learner = BC.build(BCConfig(hidden=(8,)), World(2, torch.randn(3), torch.rand(3) + 0.5, LOW, HIGH))
     torch.nn.init.normal_(learner.log_std)
     batch = SimpleNamespace(observations=torch.randn(2, 6, 3), actions=torch.randn(2, 6, 2))
     result = learner.losses(batch)
@@ -73,14 +74,14 @@ def test_the_unit_of_actions_does_not_matter() -> None:
     found = []
     for bounds, actions in (((LOW, HIGH), a), ((low, high), a * scale + shift)):
         torch.manual_seed(0)
-        learner = BC(BCConfig(hidden=(8,)), 2, torch.zeros(3), torch.ones(3), *bounds)
+        learner = BC.build(BCConfig(hidden=(8,)), World(2, torch.zeros(3), torch.ones(3), *bounds))
         torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
         found.append(learner.losses(SimpleNamespace(observations=s, actions=actions)).loss)
     torch.testing.assert_close(found[0], found[1])
 
 
 def test_the_spread_stays_within_its_bounds() -> None:
-    learner = BC(BCConfig(hidden=(8,)), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+    learner = BC.build(BCConfig(hidden=(8,)), World(1, torch.zeros(3), torch.ones(3), LOW, HIGH))
     batch = SimpleNamespace(observations=torch.randn(1, 6, 3), actions=torch.randn(1, 6, 2))
     losses = []
     for value in (-5.0, -9.0, 2.0, 7.0):
@@ -94,7 +95,7 @@ def test_the_spread_stays_within_its_bounds() -> None:
 def test_dropout_of_hidden_activations_while_training() -> None:
     batch = SimpleNamespace(observations=torch.randn(1, 6, 3), actions=torch.randn(1, 6, 2))
     for dropout, same in ((0.0, True), (0.5, False)):
-        learner = BC(BCConfig(hidden=(8,), dropout=dropout), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+        learner = BC.build(BCConfig(hidden=(8,), dropout=dropout), World(1, torch.zeros(3), torch.ones(3), LOW, HIGH))
         torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
         assert torch.equal(learner.losses(batch).loss, learner.losses(batch).loss) == same
         # stages switch what they export to evaluation, in which nothing is dropped
@@ -112,7 +113,7 @@ def test_dropout_of_hidden_activations_while_training() -> None:
 
 
 def test_everything_is_trained_with_cosine_decay() -> None:
-    learner = BC(BCConfig(hidden=(8,), learning_rate=0.02), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+    learner = BC.build(BCConfig(hidden=(8,), learning_rate=0.02), World(1, torch.zeros(3), torch.ones(3), LOW, HIGH))
     (group,) = learner.parameter_groups()
     assert group["lr"] == 0.02
     assert {id(p) for p in group["params"]} == {id(p) for p in learner.parameters()}
@@ -120,7 +121,7 @@ def test_everything_is_trained_with_cosine_decay() -> None:
 
 
 def test_export_is_a_copy() -> None:
-    learner = BC(BCConfig(hidden=(8,)), 1, torch.zeros(3), torch.ones(3), LOW, HIGH)
+    learner = BC.build(BCConfig(hidden=(8,)), World(1, torch.zeros(3), torch.ones(3), LOW, HIGH))
     torch.nn.init.normal_(learner.policy.network.layers[-1].weight)
     policy, s = learner.export(), torch.randn(1, 4, 3)
     before = policy.act(s)

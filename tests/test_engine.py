@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dynarep.configs.params import ParamsError, validate
 from dynarep.data.folders import whole_folder
 from dynarep.pipeline.dual_game import ImitationBatch, Transitions
+from dynarep.pipeline.method import World
 from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig
 from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig
 from dynarep.pipeline.methods.learners.bc import BC, BCConfig
@@ -553,7 +554,7 @@ MOMENTS, BOUNDS = (torch.zeros(5), torch.ones(5)), ((-1.0, -1.0), (1.0, 1.0))
 
 def cloning() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
     torch.manual_seed(0)
-    return BC(BCConfig(hidden=(16,)), 2, *MOMENTS, *BOUNDS), lambda g: Transitions(*transitions(g))
+    return BC.build(BCConfig(hidden=(16,)), World(2, *MOMENTS, *BOUNDS)), lambda g: Transitions(*transitions(g))
 
 
 def q_learning() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
@@ -563,7 +564,7 @@ def q_learning() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
         s, a, s_next = transitions(generator)
         return RewardBatch(s, a, s.sum(-1), (s_next[..., 0] > 1).float(), s_next)
 
-    return IQL(IQLConfig(hidden=(16,)), 2, *MOMENTS, *BOUNDS), sample
+    return IQL.build(IQLConfig(hidden=(16,)), World(2, *MOMENTS, *BOUNDS)), sample
 
 
 def delayed_actor() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
@@ -573,7 +574,7 @@ def delayed_actor() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:
         s, a, s_next = transitions(generator)
         return SARSABatch(s, a, s.sum(-1), (s_next[..., 0] > 1).float(), s_next)
 
-    return TD3BC(TD3BCConfig(hidden=(16,), noise=0.0), 2, *MOMENTS, *BOUNDS), sample
+    return TD3BC.build(TD3BCConfig(hidden=(16,), noise=0.0), World(2, *MOMENTS, *BOUNDS)), sample
 
 
 def intents() -> tuple[nn.Module, Callable[[torch.Generator], Any]]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynarep.pipeline.method import World
 from dynarep.pipeline.methods.learners.iql import (
     IQL,
     IQLConfig,
@@ -71,7 +72,7 @@ def test_expectiles_go_from_the_mean_to_the_maximum() -> None:
 
 def learner(**values: Any) -> IQL:
     config = IQLConfig(**{"hidden": (16,), **values})
-    model = IQL(config, 2, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 1.0, 2.0]), LOW, HIGH)
+    model = IQL.build(config, World(2, torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 1.0, 2.0]), LOW, HIGH))
     with torch.no_grad():
         for parameter in model.target_critic.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))  # as if it had lagged behind
@@ -183,7 +184,7 @@ def test_a_small_problem_is_solved_within_its_support() -> None:
     config = IQLConfig(
         hidden=(32, 32), normalise=False, gamma=gamma, expectile=0.95, target_rate=0.05, learning_rate=3e-3
     )
-    model = IQL(config, 1, torch.zeros(4), torch.ones(4), (-1.0,), (1.0,))
+    model = IQL.build(config, World(1, torch.zeros(4), torch.ones(4), (-1.0,), (1.0,)))
     one_hot = torch.eye(4)
     batch = RewardBatch(
         torch.stack([one_hot[s] for s, *_ in rows])[None],

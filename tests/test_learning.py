@@ -34,6 +34,7 @@ from dynarep.data.resident import Batch, TransitionTable
 from dynarep.data.sampling import goal_and_intent, uniform
 from dynarep.data.schema import Episode
 from dynarep.pipeline.dual_game import DualGame, ImitationBatch, Transitions
+from dynarep.pipeline.method import World
 from dynarep.pipeline.methods.encoders.contrastive import ContrastiveBatch, Dynamics, DynamicsConfig, DynamicsEncoder
 from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig, IntentEncoder
 from dynarep.pipeline.methods.learners.bc import BC, BCConfig
@@ -367,7 +368,7 @@ def imitate(method: str, cloning_weight: float, lesson: Lesson, folder: Path, se
     shape = REPLICAS, torch.zeros(CHAIN.states), torch.ones(CHAIN.states), (-1.0,), (1.0,)
     torch.manual_seed(seed)
     if method == "bc":
-        cloner = BC(BCConfig(hidden=(32, 32), learning_rate=1e-2), *shape)
+        cloner = BC.build(BCConfig(hidden=(32, 32), learning_rate=1e-2), World(*shape))
         fit(cloner, lambda generator: lesson.expert.draw(64, generator), 300, folder, seed)
         return cloner.export()
     values: dict[str, Any] = {
@@ -534,7 +535,7 @@ def learn_from_rewards(data: OwnData, rewards: Tensor, folder: Path, seed: int) 
     values = rewards.flatten(1).to(training_device()) - 1.0
     c = IQLConfig(hidden=(64, 64), gamma=0.95, expectile=0.9, temperature=15.0, learning_rate=4e-3, target_rate=0.05)
     torch.manual_seed(seed)
-    learner = IQL(c, REPLICAS, *MOMENTS, *PLANE)
+    learner = IQL.build(c, World(REPLICAS, *MOMENTS, *PLANE))
 
     def sample(generator: torch.Generator) -> RewardBatch:
         index = data.index(128, generator)
@@ -547,7 +548,7 @@ def learn_from_rewards(data: OwnData, rewards: Tensor, folder: Path, seed: int) 
 
 def clone(data: OwnData, folder: Path, seed: int) -> Policy:
     torch.manual_seed(seed)
-    learner = BC(BCConfig(hidden=(64, 64), learning_rate=4e-3), REPLICAS, *MOMENTS, *PLANE)
+    learner = BC.build(BCConfig(hidden=(64, 64), learning_rate=4e-3), World(REPLICAS, *MOMENTS, *PLANE))
     fit(learner, lambda generator: data.draw(128, generator), 400, folder, seed)
     return learner.export()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import validate
 from dynarep.pipeline.labelling import better
+from dynarep.pipeline.method import World
 from dynarep.pipeline.methods.encoders.icvf import ICVF, GoalBatch, ICVFConfig, MultilinearValue
 from dynarep.pipeline.methods.learners.iql import IQL, IQLConfig, RewardBatch
 from dynarep.pipeline.methods.rewards import ailot, otr
@@ -176,7 +177,7 @@ def iql_links(model: IQL, name: str) -> list[Link]:
 def test_iqls_losses_and_gradients_are_the_published_ones() -> None:
     published = fixture("iql")
     config = IQLConfig(hidden=(12, 8), normalise=False)
-    model = IQL(config, CASES, torch.zeros(5), torch.ones(5), (-1.0,) * 3, (1.0,) * 3).double()
+    model = IQL.build(config, World(CASES, torch.zeros(5), torch.ones(5), (-1.0,) * 3, (1.0,) * 3)).double()
     trained = [pair for name in ("value", "critic", "actor") for pair in iql_links(model, name)]
     load(published, [*trained, *iql_links(model, "target_critic")])
     s, a, r, mask, s_next = (

@@ -9,6 +9,7 @@ import torch
 
 from dynarep.pipeline.artifacts.storage import load_policy_model, save_artifact
 from dynarep.pipeline.dual_game import Transitions
+from dynarep.pipeline.method import World
 from dynarep.pipeline.methods.learners.bc import BC, BCConfig
 from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.playing.evaluate import snapshots_of
@@ -21,7 +22,7 @@ from tests.entries import NOTHING, drawn_by
 def cloned(folder: Path, chunk: int) -> Policy:
     """Cloning of random actions for 40 updates with four snapshots, into ``folder``."""
     torch.manual_seed(0)
-    learner = BC(BCConfig(hidden=(8,)), 2, torch.zeros(3), torch.ones(3), (-1.0,), (1.0,))
+    learner = BC.build(BCConfig(hidden=(8,)), World(2, torch.zeros(3), torch.ones(3), (-1.0,), (1.0,)))
 
     def sample(generator: torch.Generator) -> Transitions:
         x = torch.randn(2, 8, 7, generator=generator)

@@ -18,6 +18,7 @@ from dynarep.data.shards import Dataset, load_dataset, write_dataset, write_rewa
 from dynarep.pipeline.artifacts.storage import load_policy_model
 from dynarep.pipeline.entries import parse_entry
 from dynarep.pipeline.learn import learn
+from dynarep.pipeline.method import World
 from dynarep.pipeline.methods.learners.td3_bc import (
     TD3BC,
     SARSABatch,
@@ -81,7 +82,7 @@ def test_the_scale_of_rewards_does_not_reach_the_actor(scale: float) -> None:
 
 
 def learner(**values: Any) -> TD3BC:
-    model = TD3BC(TD3BCConfig(**{"hidden": (16,), **values}), 2, MEAN, STD, LOW, HIGH)
+    model = TD3BC.build(TD3BCConfig(**{"hidden": (16,), **values}), World(2, MEAN, STD, LOW, HIGH))
     with torch.no_grad():
         for parameter in (*model.target_critic.parameters(), *model.target_actor.parameters()):
             parameter.add_(0.3 * torch.randn_like(parameter))  # as if it had lagged behind
@@ -295,7 +296,7 @@ def test_a_bandit_has_a_balance_of_value_and_cloning(alpha: float) -> None:
     """
     balance = math.sqrt(1 + alpha / 2) - 1
     config = TD3BCConfig(hidden=(32,), alpha=alpha, learning_rate=1e-2)
-    model = TD3BC(config, 2, torch.zeros(1), torch.ones(1), (2.0,), (6.0,))
+    model = TD3BC.build(config, World(2, torch.zeros(1), torch.ones(1), (2.0,), (6.0,)))
     state, unit = torch.ones(2, 32, 1), torch.linspace(-1, 1, 32).expand(2, 32)
     batch = SARSABatch(state, 4 + 2 * unit[..., None], 1 + unit / 2, torch.ones(2, 32), state)
     fit(model, lambda: batch, 400)
@@ -312,7 +313,7 @@ def test_values_of_two_states(penalty: float) -> None:
     clipped = (0.2 * torch.randn(100_000)).clamp(-0.5, 0.5)
     values = {"gamma": 0.9, "alpha": 0.0, "target_rate": 0.05, "learning_rate": 1e-2}
     config = TD3BCConfig(hidden=(32,), critic_penalty=penalty, **values)
-    model = TD3BC(config, 1, torch.zeros(2), torch.ones(2), (-1.0,), (1.0,))
+    model = TD3BC.build(config, World(1, torch.zeros(2), torch.ones(2), (-1.0,), (1.0,)))
     first, second = torch.eye(2).unsqueeze(1).expand(2, 64, 2)
     a = torch.linspace(-1, 1, 64)
     states, actions, rewards = torch.cat([first, second])[None], a.repeat(2)[None], torch.cat([0 * a + 1, 2 + a])[None]
@@ -336,7 +337,7 @@ def test_units_of_actions_do_not_matter() -> None:
     batch = random_batch()
     for low, high in (((-1.0, -1.0), (1.0, 1.0)), (LOW, HIGH)):
         torch.manual_seed(1)
-        models.append(TD3BC(TD3BCConfig(hidden=(16,), critic_penalty=0.5), 2, MEAN, STD, low, high))
+        models.append(TD3BC.build(TD3BCConfig(hidden=(16,), critic_penalty=0.5), World(2, MEAN, STD, low, high)))
         scaled = {name: models[-1].policy.rescale(getattr(batch, name)) for name in ("actions", "next_actions")}
         batches.append(replace(batch, **scaled))
     for model, batch in zip(models, batches, strict=True):

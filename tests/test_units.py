@@ -73,7 +73,7 @@ def test_encoders(tmp_path: Path, unit: str, kind: str, options: dict[str, Any])
 LEARNERS: dict[str, dict[str, Any]] = {
     "bc": {"hidden": [16]},
     "top_bc": {"hidden": [16], "rewards": "r"},
-    "weighted_bc": {"hidden": [16], "rewards": "r"},
+    "weighted_bc": {"hidden": [16], "rewards": "r", "baseline": {**TRAINING, "updates": 10}},
     "value_dice": {"hidden": [16]},
     "repr_value_dice": {"hidden": [16], "encoder": "dynamics"},
     "smodice": {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dynarep.data.resident import TransitionTable
-from dynarep.pipeline.method import Sources
+from dynarep.pipeline.method import Sources, World
 from dynarep.pipeline.methods.learners.weighted_bc import WeightedBC, WeightedBCConfig, cloning_weights, suffix_returns
 
 
@@ -54,7 +54,9 @@ def sources_of(table: TransitionTable, rewards: list[float], batch_size: int = 2
 
 
 def learner_of(**values: Any) -> WeightedBC:
-    return WeightedBC(WeightedBCConfig(gamma=0.0, **values), 1, torch.zeros(1), torch.ones(1), (-1.0,), (1.0,))
+    return WeightedBC.build(
+        WeightedBCConfig(gamma=0.0, **values), World(1, torch.zeros(1), torch.ones(1), (-1.0,), (1.0,))
+    )
 
 
 def test_equal_rewards_leave_no_weights() -> None:

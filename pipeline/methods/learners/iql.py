@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import Field, config
 from dynarep.pipeline.method import Learner, Needs, Sources, World
-from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
+from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.nn.functional import Losses, expectile_loss, gaussian_log_prob, polyak
 from dynarep.pipeline.nn.networks import MLP, Normaliser
 
@@ -95,30 +95,13 @@ class IQL(Learner):
     Config = IQLConfig
     shown = ("value", "q_loss")
 
-    def __init__(
-        self,
-        c: IQLConfig,
-        replicas: int,
-        observation_mean: Tensor,
-        observation_std: Tensor,
-        action_low: tuple[float, ...],
-        action_high: tuple[float, ...],
-        policy: Policy | None = None,
-    ) -> None:
+    def __init__(self, c: IQLConfig, policy: Policy) -> None:
         super().__init__()
-        self.config = c
-        dim, action_dim = observation_mean.shape[-1], len(action_low)
-        self.policy = policy or Policy(
-            PolicyArchitecture(
-                replicas=replicas, observation_dim=dim, action_low=action_low, action_high=action_high, hidden=c.hidden
-            )
-        )
-        if policy is None or not c.normalise:
-            self.policy.normaliser = (
-                Normaliser(observation_mean, observation_std) if c.normalise else Normaliser.identity(dim)
-            )
-        self.policy.network.dropout = c.dropout
-        dim = self.policy.width
+        self.config, self.policy = c, policy
+        if not c.normalise:
+            policy.normaliser = Normaliser.identity(policy.architecture.observation_dim)
+        policy.network.dropout = c.dropout
+        replicas, action_dim, dim = policy.architecture.replicas, len(policy.architecture.action_low), policy.width
         self.log_std = nn.Parameter(torch.zeros(replicas, 1, action_dim))
         self.value = MLP((replicas,), (dim, *c.hidden, 1), layer_norm=c.layer_norm)
         self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1), layer_norm=c.layer_norm)
@@ -132,7 +115,7 @@ class IQL(Learner):
     @classmethod
     def build(cls, c: IQLConfig, world: World) -> IQL:
         """For the observations and actions of a world."""
-        return cls(c, *world.form, Policy.build(world, c.hidden, beside=c.beside))
+        return cls(c, Policy.build(world, c.hidden, beside=c.beside))
 
     def batch(self, sources: Sources, generator: torch.Generator) -> RewardBatch:
         """Uniform transitions with their rewards."""

@@ -34,7 +34,7 @@ to an absorbing state in their place.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -45,6 +45,7 @@ from dynarep.data.resident import Batch, TransitionTable
 from dynarep.pipeline.cloning import Cloning
 from dynarep.pipeline.factorisation import Factorisation
 from dynarep.pipeline.method import Needs, Phase, Sources, World
+from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.nn.functional import Losses, gradient_penalty, log_mean_exp
 from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
 from dynarep.pipeline.training.config import TrainingConfig
@@ -333,7 +334,7 @@ class SMODICE(Cloning):
     Config = SMODICEConfig
 
     def __init__(self, c: SMODICEConfig, world: World) -> None:
-        super().__init__(c, *world.form, absorbing=world.absorbing)  # type: ignore[arg-type]
+        super().__init__(c, Policy.build(replace(world, encoder=None), c.hidden))  # type: ignore[arg-type]
         encoder: Any = world.encoder
         if encoder is not None and c.observe == "states":
             raise ValueError("observe: found states, expected state_actions; with an encoder phi(s, a) is compared")

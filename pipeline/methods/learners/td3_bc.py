@@ -35,9 +35,9 @@ from torch import Tensor
 
 from dynarep.configs.params import Field, config
 from dynarep.pipeline.method import Learner, Needs, Sources, World
-from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
+from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.nn.functional import Losses, polyak
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP
 
 if TYPE_CHECKING:
     from dynarep.data.resident import TransitionTable
@@ -124,28 +124,11 @@ class TD3BC(Learner):
     Config = TD3BCConfig
     shown = ("q", "squared_error")
 
-    def __init__(
-        self,
-        c: TD3BCConfig,
-        replicas: int,
-        observation_mean: Tensor,
-        observation_std: Tensor,
-        action_low: tuple[float, ...],
-        action_high: tuple[float, ...],
-        policy: Policy | None = None,
-    ) -> None:
+    def __init__(self, c: TD3BCConfig, policy: Policy) -> None:
         super().__init__()
-        self.config = c
+        self.config, self.policy = c, policy
         self._count(0)
-        dim, action_dim = observation_mean.shape[-1], len(action_low)
-        self.policy = policy or Policy(
-            PolicyArchitecture(
-                replicas=replicas, observation_dim=dim, action_low=action_low, action_high=action_high, hidden=c.hidden
-            )
-        )
-        if policy is None:
-            self.policy.normaliser = Normaliser(observation_mean, observation_std)
-        dim = self.policy.width
+        replicas, action_dim, dim = policy.architecture.replicas, len(policy.architecture.action_low), policy.width
         self.critic = MLP((replicas, 2), (dim + action_dim, *c.hidden, 1), layer_norm=c.layer_norm)
         self.target_actor = deepcopy(self.policy.network).requires_grad_(False)
         self.target_critic = deepcopy(self.critic).requires_grad_(False)
@@ -174,7 +157,7 @@ class TD3BC(Learner):
     @classmethod
     def build(cls, c: TD3BCConfig, world: World) -> TD3BC:
         """For the observations and actions of a world."""
-        return cls(c, *world.form, Policy.build(world, c.hidden, beside=c.beside))
+        return cls(c, Policy.build(world, c.hidden, beside=c.beside))
 
     def prepare(self, sources: Sources) -> None:
         """Find the action that was recorded after each transition, where the penalty needs it."""
