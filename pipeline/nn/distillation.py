@@ -95,7 +95,7 @@ class CoupledDistillation(nn.Module):
             final_gain=3**-0.5,  # the variance with which PyTorch starts a linear layer, as published
         ).requires_grad_(False)
         sizes = (inputs, *hidden, outputs)
-        self.predictors = MLP((replicas, 2), sizes, hidden_activation="mish", normed=True, init="truncated_normal")
+        self.predictors = MLP((replicas, 2), sizes, hidden_activation="mish", normed=True, init="normal")
 
     def errors(self, expert: Tensor, behaviour: Tensor, drawn: Tensor) -> Tensor:
         """||f_E - g_k||^2 / D at the expert's points and ||f_B - g_k||^2 / D at the behaviour's.
@@ -105,7 +105,7 @@ class CoupledDistillation(nn.Module):
         Args:
             expert: (R or 1, B, inputs).
             behaviour: (R or 1, B, inputs).
-            drawn: k of each sample, (R, 2, B) int64.
+            drawn: k of each sample of both, (R, B, 2) int64.
 
         Returns:
             (R, 2, B): the expert's, and the behaviour's.
@@ -115,7 +115,7 @@ class CoupledDistillation(nn.Module):
         with torch.no_grad():
             known = [
                 of_drawn(self.targets(x.unsqueeze(1)), k)
-                for x, k in zip(points.unbind(1), drawn.unbind(1), strict=True)
+                for x, k in zip(points.unbind(1), drawn.unbind(2), strict=True)
             ]
         error: Tensor = (predicted - torch.stack(known, 1)).square().mean(-1)
         return error

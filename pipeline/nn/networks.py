@@ -22,7 +22,7 @@ def simplices(x: Tensor) -> Tensor:
     return x.reshape(*x.shape[:-1], -1, SIMPLEX).softmax(-1).view_as(x)
 
 
-Initialisation = Literal["orthogonal", "xavier_uniform", "truncated_normal"]
+Initialisation = Literal["orthogonal", "xavier_uniform", "normal"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": nn.functional.gelu,
@@ -37,8 +37,8 @@ FEW_OUTPUTS = 16
 class StackedLinear(nn.Module):
     """``len(stack)`` axes of independent affine maps, evaluated as one batched matrix product.
 
-    Weights start orthogonal (gain sqrt 2), Xavier-uniform or normal (deviation 0.02, cut at 2), every member drawn on its
-    own; biases start at zero.
+    Weights start orthogonal (gain sqrt 2), Xavier-uniform or normal (deviation 0.02), every member drawn on its own;
+    biases start at zero.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class StackedLinear(nn.Module):
             elif init == "xavier_uniform":
                 nn.init.xavier_uniform_(member)
             else:
-                nn.init.trunc_normal_(member, std=0.02)
+                nn.init.normal_(member, std=0.02)
         self.weight = nn.Parameter(weight.reshape(*self.stack, inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(*self.stack, 1, outputs)) if bias else None
 

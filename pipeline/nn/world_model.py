@@ -38,7 +38,7 @@ LOG_STD = (-10.0, 2.0)
 
 def normed_network(stack: Sequence[int], sizes: Sequence[int]) -> MLP:
     """A perceptron with LayerNorm and Mish on its hidden layers, weights from a normal of deviation 0.02."""
-    return MLP(stack, sizes, hidden_activation="mish", normed=True, init="truncated_normal")
+    return MLP(stack, sizes, hidden_activation="mish", normed=True, init="normal")
 
 
 def latent_network(stack: Sequence[int], sizes: Sequence[int]) -> MLP:
@@ -49,7 +49,7 @@ def latent_network(stack: Sequence[int], sizes: Sequence[int]) -> MLP:
     """
     if sizes[-1] % SIMPLEX:
         raise ValueError(f"latent_dim: found {sizes[-1]}, expected a multiple of {SIMPLEX}")
-    final = {"final_activation": "simplices", "init": "truncated_normal"}
+    final = {"final_activation": "simplices", "init": "normal"}
     return MLP(stack, sizes, hidden_activation="mish", normed=True, **final)  # type: ignore[arg-type]
 
 
