@@ -155,13 +155,14 @@ class CDRED(Reward):
         """
         if not c.actions:
             return (), ()
-        sizes = [side.spec.action_dim for side in (world.demonstrations, world.dataset)]
-        for side, size in zip((world.demonstrations, world.dataset), sizes, strict=True):
-            if size == 0:
+        sides = world.demonstrations, world.dataset
+        for side in sides:
+            if side.spec.action_dim == 0:
                 raise ValueError(f"actions: found none in {side.name}, expected some; actions: false does without")
-        if sizes[0] != sizes[1]:
+        expert, behaviour = (side.spec.action_dim for side in sides)
+        if expert != behaviour:
             raise ValueError(
-                f"actions: found {sizes[0]} numbers in the demonstrations', expected {sizes[1]} as in the dataset"
+                f"actions: found {expert} numbers in those of {sides[0].name}, expected {behaviour} as in {sides[1].name}"
             )
         return world.dataset.spec.action_low, world.dataset.spec.action_high
 
