@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynarep.data.prepare import prepare
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, write_dataset
+from dynarep.data.split import held_out
 from dynarep.pipeline.artifacts.storage import ArtifactError
 from dynarep.pipeline.entries import Entry
 from dynarep.pipeline.method import Sources
@@ -23,8 +25,11 @@ from dynarep.pipeline.nn.distillation import CoupledDistillation, bonus, coupled
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.relabel import Relabelling, judgement, relabel
 from dynarep.pipeline.training.config import TrainingConfig
-from tests.entries import CPU, a_run, entry, raw
+from dynarep.pipeline.training.run import Run
+from tests.entries import CPU, a_run, entry, raw, standardised
 
+ROOT = Path(__file__).parents[1]
+UNTRAINED = Run("relabel/name", 0, 1, Path("nowhere"), Path("nowhere"))
 A, ZETA = 0.9, 0.8
 SMALL: dict[str, Any] = {"hidden": (32, 32), "target_hidden": (32,), "outputs": 16}
 
@@ -310,3 +315,42 @@ def test_bad_input_is_refused(agents: Dataset, experts: Dataset, tmp_path: Path)
     none = replace(LABEL, inputs=replace(LABEL.inputs, space="none"))
     with pytest.raises(ValueError, match="space: found none, expected an entry of pretrain"):
         relabel(none, agents, experts, None, a_run(tmp_path / "e"))
+
+
+def area(expert: np.ndarray, other: np.ndarray) -> float:
+    """How often an expert's step has the higher reward of two (AUC)."""
+    order = np.argsort(np.concatenate([other, expert]), kind="stable")
+    ranks = np.empty(len(order))
+    ranks[order] = np.arange(1, len(order) + 1)
+    return float((ranks[len(other) :].sum() - len(expert) * (len(expert) + 1) / 2) / len(expert) / len(other))
+
+
+def test_area_by_hand() -> None:
+    assert area(np.array([3.0, 1.0]), np.array([0.0, 2.0])) == 0.75
+
+
+@pytest.mark.slow
+def test_held_out_steps_of_an_expert_are_told_from_mixed_ones(tmp_path: Path) -> None:
+    """On the embedded recordings of Hopper, from one demonstration: in standardised states, with and without actions."""
+    cards, root = ROOT / "configs" / "datasets", ROOT
+    prepare(["hopper-arbitrary", "hopper-expert", "hopper-expert-1"], cards=cards, root=root, out=tmp_path)
+    mixed, every, one = (load_dataset(tmp_path / f"hopper-{name}") for name in ("arbitrary", "expert", "expert-1"))
+    fit, kept = held_out(mixed.episodes, 0.1, 0)
+    others = [e for e in every.episodes if not np.array_equal(e.observations, one.episodes[0].observations)]
+    assert len(others) == 4
+    found = {}
+    for actions in (False, True):
+        c = CDREDConfig(actions=actions, hidden=(128, 128), target_hidden=(64,), embedding_dim=32, learning_rate=1e-3)
+        judged = judgement(LABEL, mixed, one, standardised(mixed), UNTRAINED, CPU)
+        made = CDRED.build(c, replace(judged, dataset=replace(mixed, episodes=fit)))
+        adam = torch.optim.Adam(made.learner.parameter_groups())
+        sources, generator = Sources({}, 1, 64, CPU), torch.Generator().manual_seed(0)
+        for _ in range(800):
+            adam.zero_grad()
+            made.learner.losses(made.batch(sources, generator)).loss.sum().backward()  # type: ignore[no-untyped-call]
+            adam.step()
+        with torch.no_grad():
+            expert, other = (np.concatenate([*made.rewards(side)[0].values()], 1)[0] for side in (others, kept))
+        found[actions] = area(expert, other)
+    assert found[False] > 0.9, found
+    assert found[True] > 0.9, found

@@ -426,3 +426,13 @@ def told_linearly(encoder: WorldModelEncoder, kept: list[Episode]) -> Tensor:
     ).solution
     left = wanted - latents.double() @ solution
     return 1 - left.square().mean(1) / wanted.double().square().mean(1)
+
+
+@pytest.mark.slow
+def test_latents_keep_what_a_linear_map_can_read() -> None:
+    """With the anchor they keep place and velocity of a mass, and its model predicts better than standing still does."""
+    encoder, kept = learn("reconstruction", 1000)
+    assert told_linearly(encoder, kept).min() > 0.95
+    rows = {row["k"]: row for row in model_error(encoder, kept)}
+    assert rows[3]["error"] < 0.3 * rows[3]["staying"]
+    assert rows[10]["error"] < 0.3 * rows[10]["staying"]
