@@ -764,7 +764,6 @@ def test_stage(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (folder / "index.html").read_bytes() == before
 
 
-@pytest.mark.usefixtures("drawing")
 def test_a_world_model_s_error_is_drawn_where_there_is_one(artifacts: Path) -> None:
     drawn = len(build(artifacts).plots)
     path = artifacts / "pretrain" / "intent" / "model_error.tsv"

@@ -357,6 +357,9 @@ def test_a_saved_one_is_loaded_in_one_line(tmp_path: Path) -> None:
     latents = encoder(states)
     assert latents.shape == (7, 8)
     np.testing.assert_allclose(latents.sum(-1), np.ones(7), rtol=1e-5)
+    encoder.export_program(tmp_path / "model.pt2")
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    np.testing.assert_allclose(exported(torch.from_numpy(states)).detach().numpy(), latents, rtol=1e-5)
     step = made.embed(torch.from_numpy(states)[None], torch.zeros(1, 7, 2), "next")
     torch.testing.assert_close(step, made.step(made.embed(torch.from_numpy(states)[None]), torch.zeros(1, 7, 2)))
 
