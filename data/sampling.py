@@ -98,3 +98,20 @@ def goal_and_intent(
     z, independent = draw(), draw()
     same = torch.rand(index.shape, generator=generator, device=index.device) < p_same
     return torch.where(same, z, independent), z
+
+
+def window(index: Tensor, last: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The rows that follow each row within its episode.
+
+    Args:
+        index: rows, int64 of any shape.
+        last: last row of each row's episode, same shape.
+        steps: H, at least 1.
+
+    Returns:
+        Rows (*, H), from each one on, in whose place the episode's last row stands beyond its end; and 1.0 where a row is
+        one of the episode, else 0.0, (*, H).
+    """
+    rows = index.unsqueeze(-1) + torch.arange(steps, device=index.device)
+    end = last.unsqueeze(-1)
+    return torch.minimum(rows, end), (rows <= end).float()

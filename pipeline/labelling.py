@@ -6,6 +6,7 @@ An episode is its states s_0..s_{T-1}. It is compared with each demonstration on
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
@@ -247,6 +248,30 @@ def moments(points: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         squares = squares.to(part.device) + part.double().square().sum(1)
     mean = total / count
     return mean.float(), (squares / count - mean.square()).mean(1).clamp(min=0.0).sqrt().float()
+
+
+def centred(points: Tensor, mean: Tensor, unit: Tensor) -> Tensor:
+    """(x - mean) / unit, and a constant coordinate of the same length on average: (..., d) -> (..., d + 1).
+
+    Without the constant a network with layer normalisation and no biases sees the direction of a point alone.
+    """
+    return nn.functional.pad((points - mean) / unit, (0, 1), value=math.sqrt(points.shape[-1]))
+
+
+def fitting(points: Tensor, replicas: int, space: str) -> Tensor:
+    """Points (R or 1, N, d) as they are.
+
+    Raises:
+        ValueError: if they are of another number of replicas than the run.
+    """
+    if len(points) not in (1, replicas):
+        raise ValueError(f"space {space} has {len(points)} replicas, this run has {replicas}")
+    return points
+
+
+def at_rows(points: Tensor, rows: Tensor) -> Tensor:
+    """Each replica's points at rows of its own: (R or 1, N, d), (R, B) -> (R, B, d)."""
+    return points[torch.arange(len(points), device=points.device).unsqueeze(1), rows]
 
 
 def better(rewards: Tensor, others: Tensor, *, by_state: bool) -> Tensor:

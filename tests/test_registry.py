@@ -39,7 +39,7 @@ SIZES: dict[str, Any] = {
     "action_high": (1.0, 5.0),
     "hidden": (8,),
     "feature_dim": 4,
-    "latent_dim": 4,
+    "latent_dim": 8,
 }
 """Of every architecture, by the name of its field."""
 

@@ -762,3 +762,15 @@ def test_stage(artifacts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ReportError):
         stage.main(Stage("report", params))
     assert (folder / "index.html").read_bytes() == before
+
+
+def test_a_world_model_s_error_is_drawn_where_there_is_one(artifacts: Path) -> None:
+    drawn = len(build(artifacts).plots)
+    path = artifacts / "pretrain" / "intent" / "model_error.tsv"
+    path.write_text("k\terror\tstaying\n1\t0.01\t0.2\n5\t0.125\t0.9\n")
+    plots = build(artifacts).plots
+    assert len(plots) == drawn + 1
+    assert "Error of the model intent against steps ahead: 0.125 at k = 5" in plots
+    path.write_text("k\terror\tstaying\n")
+    with pytest.raises(ReportError, match=r"model_error.tsv: no rows"):
+        build(artifacts)

@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-Initialisation = Literal["orthogonal", "xavier_uniform"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
+SIMPLEX = 8
+"""Numbers of a point that together make 1 after ``simplices``."""
+
+
+def simplices(x: Tensor) -> Tensor:
+    """Softmax over each ``SIMPLEX`` neighbours (SimNorm, Hansen et al. 2024, arXiv 2310.16828): (..., d) -> (..., d)."""
+    return x.reshape(*x.shape[:-1], -1, SIMPLEX).softmax(-1).view_as(x)
+
+
+Initialisation = Literal["orthogonal", "xavier_uniform", "normal"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "mish": nn.functional.mish,
+    "simplices": simplices,
+}
 
 FEW_OUTPUTS = 16
 """Below it, MKL takes up to ten times as long for a product as for the transposed one."""
@@ -23,7 +37,8 @@ FEW_OUTPUTS = 16
 class StackedLinear(nn.Module):
     """``len(stack)`` axes of independent affine maps, evaluated as one batched matrix product.
 
-    Weights start orthogonal (gain sqrt 2) or Xavier-uniform, every member drawn on its own; biases start at zero.
+    Weights start orthogonal (gain sqrt 2), Xavier-uniform or normal (deviation 0.02), every member drawn on its own;
+    biases start at zero.
     """
 
     def __init__(
@@ -42,8 +57,10 @@ class StackedLinear(nn.Module):
         for member in weight:
             if init == "orthogonal":
                 nn.init.orthogonal_(member, gain)
-            else:
+            elif init == "xavier_uniform":
                 nn.init.xavier_uniform_(member)
+            else:
+                nn.init.normal_(member, std=0.02)
         self.weight = nn.Parameter(weight.reshape(*self.stack, inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(*self.stack, 1, outputs)) if bias else None
 
@@ -68,6 +85,23 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(x, weight)
 
 
+class NormedLinear(StackedLinear):
+    """A ``StackedLinear`` whose outputs are normalised over the features (LayerNorm), then scaled and shifted.
+
+    Scale and shift are learned for each member and feature, from 1 and 0.
+    """
+
+    def __init__(self, stack: Sequence[int], inputs: int, outputs: int, **options: Any) -> None:
+        super().__init__(stack, inputs, outputs, **options)
+        self.scale = nn.Parameter(torch.ones(*self.stack, 1, outputs))
+        self.shift = nn.Parameter(torch.zeros(*self.stack, 1, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (*stack, B, inputs) to (*stack, B, outputs)."""
+        y = super().forward(x)
+        return nn.functional.layer_norm(y, y.shape[-1:]) * self.scale + self.shift
+
+
 class MLP(nn.Module):
     """Stacked multi-layer perceptron.
 
@@ -77,6 +111,7 @@ class MLP(nn.Module):
         hidden_activation: after each layer but the last.
         final_activation: after the last layer, or None.
         layer_norm: LayerNorm without affine parameters after each hidden activation.
+        normed: a ``NormedLinear`` before each activation, the final one included.
         final_bias: whether the last layer has a bias.
         init: weight initialisation of every layer.
         final_gain: gain of the last layer's orthogonal initialisation.
@@ -90,6 +125,7 @@ class MLP(nn.Module):
         hidden_activation: str = "relu",
         final_activation: str | None = None,
         layer_norm: bool = False,
+        normed: bool = False,
         final_bias: bool = True,
         init: Initialisation = "orthogonal",
         final_gain: float = 1.0,
@@ -97,7 +133,7 @@ class MLP(nn.Module):
         super().__init__()
         last = len(sizes) - 2
         self.layers = nn.ModuleList(
-            StackedLinear(
+            (NormedLinear if normed and (i < last or final_activation) else StackedLinear)(
                 stack,
                 inputs,
                 outputs,

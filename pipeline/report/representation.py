@@ -46,6 +46,8 @@ def spaces_section(artifacts: Artifacts) -> str:
 def _space(artifacts: Artifacts, name: str) -> str:
     title = named(name, artifacts.kind("pretrain", name))
     parts = or_missing(_distance, artifacts, name) + or_missing(_maps, artifacts, name)
+    if (artifacts.folder("pretrain", name) / "model_error.tsv").is_file():
+        parts += _model_error(artifacts, name)
     return f'<h3>{escape(title)}</h3>\n<div class="panels">{parts}</div>\n'
 
 
@@ -91,6 +93,30 @@ def _distance(artifacts: Artifacts, name: str) -> str:
         svg(drawn, f"Squared distance between states k steps apart against k, {name}: {'; '.join(described)}"),
         "Mean squared distance of held-out states k steps apart on one trajectory, 1 at k = 1; the bands hold the 10th to "
         "the 90th percentile.",
+    )
+
+
+def _model_error(artifacts: Artifacts, name: str) -> str:
+    """Error of a world model against the number of steps it looks ahead."""
+    path = artifacts.folder("pretrain", name) / "model_error.tsv"
+    rows = read_table(path, "k", "error", "staying")
+    if not rows["k"]:
+        raise ReportError(f"{path}: no rows")
+    steps, error, staying = (numbers(path, column, rows[column]) for column in ("k", "error", "staying"))
+    drawn = canvas(4.0, 3.0)
+    axes = drawn.subplots()
+    axes.plot(steps, error, color=BLUE, marker=".", label="model")
+    axes.plot(steps, staying, color=ORANGE, linestyle="-.", label="no change")
+    axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1, label="mean latent")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("steps ahead, k")
+    axes.set_ylabel("squared error / variance")
+    axes.legend()
+    return figure(
+        svg(drawn, f"Error of the model {name} against steps ahead: {error[-1]:.3g} at k = {steps[-1]:.0f}"),
+        "Mean squared error of latents predicted k steps ahead on held-out episodes, over the variance of the latents; "
+        "also that of predicting no change.",
     )
 
 

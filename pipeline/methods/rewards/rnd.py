@@ -29,7 +29,6 @@ Deviations:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import Field, config
 from dynarep.data.schema import Episode
-from dynarep.pipeline.labelling import Judgement, Labelled, Reward, moments
+from dynarep.pipeline.labelling import Judgement, Labelled, Reward, at_rows, centred, fitting, moments
 from dynarep.pipeline.method import Phase, Sources
 from dynarep.pipeline.nn.functional import Losses
 from dynarep.pipeline.nn.networks import MLP
@@ -106,7 +105,7 @@ class Distillation(nn.Module):
         """The prediction error e of rows from ``transitions``: (R or 1, B, 2 d) -> (R, B)."""
         x = pairs
         if self.config.normalise:
-            x = nn.functional.pad((x - self.mean) / self.unit, (0, 1), value=math.sqrt(x.shape[-1]))
+            x = centred(x, self.mean, self.unit)
         return prediction_error(self.predictor(x), self.target(x))
 
     def losses(self, batch: Tensor) -> Losses:
@@ -131,9 +130,7 @@ class RND(Reward):
         with torch.no_grad():
             pairs = torch.cat([transitions(self.embed(expert)) for expert in world.experts], 1)
             mean, unit = moments(self.embed(episode) for episode in world.dataset.episodes)
-        if len(pairs) not in (1, world.replicas):
-            raise ValueError(f"space {self.embed.name} has {len(pairs)} replicas, this run has {world.replicas}")
-        self.pairs = pairs
+        self.pairs = fitting(pairs, world.replicas, self.embed.name)
         torch.manual_seed(world.seed)
         self.networks = Distillation(c, world.replicas, mean.cpu(), unit.cpu())
 
@@ -149,8 +146,7 @@ class RND(Reward):
     def batch(self, sources: Sources, generator: torch.Generator) -> Tensor:
         """Uniform transitions of the expert, (R, B, 2 d)."""
         pairs = self.pairs.to(sources.device)
-        replica = torch.arange(len(pairs), device=pairs.device).unsqueeze(1)
-        return pairs[replica, sources.rows(pairs.shape[1], generator)]
+        return at_rows(pairs, sources.rows(pairs.shape[1], generator))
 
     @torch.no_grad()
     def finish(self, sources: Sources) -> None:
