@@ -139,7 +139,13 @@ def episodes(count: int, length: int) -> list[Episode]:
 def test_a_task_of_a_job_trains_alone_where_the_trainer_is_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
-    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "sweep", "SLURM_NTASKS": "2", "SLURM_PROCID": task, "SLURM_LOCALID": task}
+    job = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "sweep",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": task,
+        "SLURM_LOCALID": task,
+    }
     for name, value in job.items():
         monkeypatch.setenv(name, value)
     bounds = (-1.0, -1.0), (1.0, 1.0)
