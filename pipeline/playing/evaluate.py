@@ -167,11 +167,14 @@ def evaluate(
     Returns:
         What ``returns.json`` holds: env and its options, seed, D4RL's reference returns or None, versions of the
         simulator, and under ``policies`` the returns and lengths of the policy and its snapshots, where there are some also
-        successes and distances, as lists of replicas of lists of episodes.
+        successes and distances, as lists of replicas of lists of episodes. Without an environment all that is empty.
 
     Raises:
         ValueError: if the environment cannot be made, the policy or the motion does not fit it, or an input is missing.
     """
+    if not settings.plays:
+        nothing = dict.fromkeys(("seed", "plane", "max_steps", "reference"))
+        return {"env": settings.env, "env_options": {}, **nothing, "versions": {}, "policies": {}}
     if load is None:
         from dynarep.pipeline.artifacts.storage import load_policy_model
 
@@ -216,7 +219,7 @@ def return_rows(returns: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"policy": name, "replica": replica, "episode": episode, "return": value}
         for name, played in returns["policies"].items()
-        for replica, row in enumerate(played["returns"])
+        for replica, row in enumerate(played.get("returns", ()))
         for episode, value in enumerate(row)
     ]
 

@@ -26,6 +26,7 @@ from dynarep.pipeline.playing.environments import (
     succeeded,
 )
 from dynarep.pipeline.playing.motion import Motion, MotionConfig
+from dynarep.pipeline.playing.recorded import NONE, RecordingConfig
 
 BLOCK = 5
 BOUNDS_TOLERANCE = 1e-5
@@ -64,7 +65,8 @@ class EvaluateConfig:
     """Settings of the evaluation.
 
     Args:
-        env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it.
+        env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it; ``none``: there is no
+            environment, policies are judged on ``recording`` only.
         env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
         observations: entries of dictionary observations, side by side in this order; null: those of
             ``docs/environments.md``.
@@ -78,6 +80,7 @@ class EvaluateConfig:
         plane: two numbers of an observation, counted from 0, that are a position; paths in it are kept and drawn.
         demonstrations: prepared dataset of what the scores are compared with; ``none``: nothing.
         motion: measure how far episodes are from a motion, too.
+        recording: judge policies on recorded transitions, too.
         clips: film the start of each policy's first episode; null: no films.
     """
 
@@ -93,7 +96,24 @@ class EvaluateConfig:
     plane: tuple[int, int] | None = None
     demonstrations: str = "none"
     motion: MotionConfig = MotionConfig()
+    recording: RecordingConfig = RecordingConfig()
     clips: ClipsConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.plays:
+            return
+        if self.recording.dataset == NONE:
+            raise ValueError(
+                "env, recording.dataset: found none twice, expected an environment or a recording to judge by"
+            )
+        for key, named in (("motion.dataset", self.motion.named), ("clips", self.clips is not None)):
+            if named:
+                raise ValueError(f"{key}: found with env: none, expected none; it needs an environment")
+
+    @property
+    def plays(self) -> bool:
+        """Whether there is an environment."""
+        return self.env != NONE
 
     def make(self) -> Any:
         """The environment, as ``make_environment`` makes it."""

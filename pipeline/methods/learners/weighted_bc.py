@@ -5,7 +5,7 @@ the rest of the episode, in place of the advantage.
 
 | here | what |
 |---|---|
-| G_t = sum_k gamma^k r_{t+k} within the episode; r_t itself with gamma = 0 | ``suffix_returns`` |
+| G_t = sum_k gamma^k r_{t+k} within the episode; r_t itself with gamma = 0 | ``nn.functional.suffix_returns`` |
 | w_t = exp(beta (min(G_t, q) - q) / std G), q the quantile 1 - 1 / b of G | ``cloning_weights`` |
 | -E_w log pi(a|s) | ``cloning.Cloning.losses`` on transitions drawn in proportion to w |
 
@@ -26,6 +26,7 @@ from dynarep.configs.params import Field, config
 from dynarep.data.resident import Batch
 from dynarep.pipeline.cloning import Cloning, CloningConfig
 from dynarep.pipeline.method import Needs, Sources
+from dynarep.pipeline.nn.functional import suffix_returns
 
 
 @config
@@ -38,20 +39,6 @@ class WeightedBCConfig(CloningConfig):
     """Discount of the sum over the rest of the episode; 0 takes the reward of the transition alone."""
     max_weight: float = Field(default=1000.0, gt=1)
     """b: bound on the weight of a transition, in units of the mean weight."""
-
-
-def suffix_returns(rewards: Tensor, lengths: list[int], gamma: float) -> Tensor:
-    """Discounted sums over the rest of each episode: (R, N), N the sum of ``lengths`` -> (R, N)."""
-    if gamma == 0:
-        return rewards
-    found = torch.empty_like(rewards, dtype=torch.float64)
-    pieces = (torch.split(x, lengths, 1) for x in (rewards.double(), found))
-    for values, out in zip(*pieces, strict=True):
-        total = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
-        for t in range(values.shape[1] - 1, -1, -1):
-            total = values[:, t] + gamma * total
-            out[:, t] = total
-    return found
 
 
 def cloning_weights(returns: Tensor, temperature: float, max_weight: float) -> Tensor:
