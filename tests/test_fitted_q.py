@@ -19,8 +19,8 @@ from dynarep.data.shards import Dataset, load_dataset
 from dynarep.pipeline.artifacts.storage import save_artifact
 from dynarep.pipeline.fitted_q import FittedQConfig, attainable, targets
 from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
-from dynarep.pipeline.playing.play import EvaluateConfig
-from dynarep.pipeline.playing.recorded import RecordingConfig, action_errors, fitted_values, judge
+from dynarep.pipeline.playing.play import EvaluateConfig, RecordingConfig
+from dynarep.pipeline.playing.recorded import action_errors, fitted_values, judge
 from dynarep.pipeline.run import Stage
 from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.run import Run

@@ -81,9 +81,13 @@ def test_a_params_file_names_its_datasets_once_for_prepare() -> None:
         "pretrain": {"a": {"kind": "icvf", "dataset": "x", "initial": NONE}},
         "relabel": {"b": {"kind": "otr", "dataset": "x", "demonstrations": "y"}},
         "learn": {"c": {"kind": "bc", "dataset": "x", "demonstrations": NONE}},
-        "evaluate": {"demonstrations": "w", "motion": {"dataset": "z", "space": NONE}},
+        "evaluate": {
+            "demonstrations": "w",
+            "motion": {"dataset": "z", "space": NONE},
+            "recording": {"dataset": NONE, "rewards": NONE},
+        },
     }
-    assert list(datasets_of(values)) == ["x", "y", "w", "z"]
+    assert list(datasets_of(values)) == ["x", "y", "w", "z", "v"]
 
 
 def test_the_default_params_file_parses() -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynarep.configs.params import Field, config
+from dynarep.pipeline.fitted_q import FittedQConfig
 from dynarep.pipeline.playing.environments import (
     EvaluationError,
     NoiseConfig,
@@ -26,7 +27,9 @@ from dynarep.pipeline.playing.environments import (
     succeeded,
 )
 from dynarep.pipeline.playing.motion import Motion, MotionConfig
-from dynarep.pipeline.playing.recorded import NONE, RecordingConfig
+
+NONE = "none"
+"""Stands for an environment, dataset or rewards that an evaluation does without."""
 
 BLOCK = 5
 BOUNDS_TOLERANCE = 1e-5
@@ -58,6 +61,25 @@ class ClipsConfig:
     seconds: float = Field(default=3.0, gt=0)
     fps: float = Field(default=12.5, gt=0)
     width: int = Field(default=240, ge=16)
+
+
+@config
+class RecordingConfig:
+    """Recorded transitions that policies are judged on.
+
+    Args:
+        dataset: prepared, with actions, best one that no policy was trained on; ``none``: nothing is judged.
+        rewards: an entry of ``relabel`` of that dataset for fitted Q evaluation; ``none``: its recorded rewards.
+        fitted_q: estimate what every policy is worth; null: only the error of its actions is measured.
+    """
+
+    dataset: str = NONE
+    rewards: str = NONE
+    fitted_q: FittedQConfig | None = None
+
+    def smoke(self) -> RecordingConfig:
+        """Fitted Q evaluation of a few updates."""
+        return replace(self, fitted_q=None if self.fitted_q is None else self.fitted_q.smoke())
 
 
 @config

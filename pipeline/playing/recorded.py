@@ -7,17 +7,16 @@ it also says what a policy is worth (``dynarep.pipeline.fitted_q``), as far as t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dynarep.configs.params import config
 from dynarep.data.resident import TransitionTable
 from dynarep.pipeline.fitted_q import FittedQ, FittedQConfig
 from dynarep.pipeline.nn.functional import suffix_returns
+from dynarep.pipeline.playing.play import RecordingConfig
 
 if TYPE_CHECKING:
     from dynarep.data.schema import Episode
@@ -26,30 +25,8 @@ if TYPE_CHECKING:
     from dynarep.pipeline.nn.models import ActingModel
     from dynarep.pipeline.training.run import Run
 
-NONE = "none"
-"""Stands for an environment, dataset or rewards that an evaluation does without."""
-
 ROWS = 8192
 """Observations that a policy is asked about at once."""
-
-
-@config
-class RecordingConfig:
-    """Recorded transitions that policies are judged on.
-
-    Args:
-        dataset: prepared, with actions, best one that no policy was trained on; ``none``: nothing is judged.
-        rewards: an entry of ``relabel`` of that dataset for fitted Q evaluation; ``none``: its recorded rewards.
-        fitted_q: estimate what every policy is worth; null: only the error of its actions is measured.
-    """
-
-    dataset: str = NONE
-    rewards: str = NONE
-    fitted_q: FittedQConfig | None = None
-
-    def smoke(self) -> RecordingConfig:
-        """Fitted Q evaluation of a few updates."""
-        return replace(self, fitted_q=None if self.fitted_q is None else self.fitted_q.smoke())
 
 
 @torch.no_grad()
@@ -141,7 +118,7 @@ def judge(
     Raises:
         ValueError: if the recording has no actions, or no rewards where they are needed, or its sizes are not the policy's.
     """
-    from dynarep.pipeline.artifacts.storage import datasets_in, load_policy_model, read_metadata
+    from dynarep.pipeline.artifacts.storage import load_policy_model, read_metadata
     from dynarep.pipeline.training.run import digest, run_key
 
     where, spec = f"evaluate.recording.dataset: {dataset.name}", dataset.spec
@@ -151,7 +128,8 @@ def judge(
         raise ValueError(
             f"{where}: has no rewards; expected some, or an entry of relabel in evaluate.recording.rewards"
         )
-    seen = dataset.fingerprint in datasets_in(read_metadata(folders[name])).values()
+    trained_on = read_metadata(folders[name]).get("datasets")
+    seen = isinstance(trained_on, dict) and dataset.fingerprint in trained_on.values()
     judged: dict[str, Any] = {}
     for policy_name, folder in folders.items():
         policy = load_policy_model(folder)

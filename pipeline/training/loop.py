@@ -25,7 +25,6 @@ from typing import Any
 
 import lightning as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -40,7 +39,7 @@ from dynarep.pipeline.training.device import denormals_as_zero, keep_freed_memor
 from dynarep.pipeline.training.gradients import clip_gradients, compiled, gradients_of
 from dynarep.pipeline.training.processes import check_processes, mean_over_processes, rows_of
 from dynarep.pipeline.training.run import Run, code_digest
-from dynarep.pipeline.training.watching import Progress, TensorBoard
+from dynarep.pipeline.training.watching import Loggers, Progress, TensorBoard, loggers_of
 
 Sample = Callable[[torch.Generator], Any]
 Advance = Callable[[int], None]
@@ -320,8 +319,8 @@ def train(
             plugins=None if run.trainer.processes > 1 else LightningEnvironment(),  # alone, also as a task of a job
             use_distributed_sampler=False,
             max_epochs=-1,
-            logger=TensorBoardLogger(run.logs, name="", version=""),
-            callbacks=[Checkpoint(path), TensorBoard(), Progress(run.title, shown)],
+            logger=loggers_of(run),
+            callbacks=[Checkpoint(path), TensorBoard(), Progress(run.title, shown), Loggers()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
