@@ -25,14 +25,15 @@ def main(stage: Stage) -> None:
         recording = settings.recording.smoke()
         settings = replace(settings, episodes=1, max_steps=50, workers=1, recording=recording)
     with stage.output() as folder:
-        returns = evaluate(stage.entry, settings, stage.artifacts, cluster=stage.cluster(), paths=folder / "paths.npz")
+        run = stage.run(folder, shared=False)
+        paths, cluster = folder / "paths.npz", stage.cluster()
+        returns = evaluate(stage.entry, settings, stage.artifacts, cluster=cluster, paths=paths, title=run.title)
         recording, learned = settings.recording, stage.artifacts / "learn" / stage.entry
         if recording.dataset != NONE:
             dataset, rewards = stage.dataset(recording.dataset), None
             if recording.rewards != NONE:
                 rewards = read_rewards(stage.artifacts / "relabel" / recording.rewards, dataset)
             folders = snapshots_of(stage.entry, learned) if settings.snapshots else {stage.entry: learned}
-            run = stage.run(folder, shared=False)
             returns = merged(returns, judge(stage.entry, folders, recording, dataset, rewards, run))
         (folder / "returns.json").write_text(json.dumps(returns) + "\n")
         write_table(folder / "returns.tsv", return_rows(returns))

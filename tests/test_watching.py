@@ -1,8 +1,12 @@
 """What TensorBoard shows of a training, read back with its own reader."""
 
 import csv
+import io
+import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,11 +18,12 @@ from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
 from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
 from dynarep.pipeline.pretrain import board_of, pretrain
+from dynarep.pipeline.progress import episode_progress
 from dynarep.pipeline.training.board import board, coupling_figure
 from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.processes import TrainerConfig
 from dynarep.pipeline.training.run import Run
-from dynarep.pipeline.training.watching import loggers_of
+from dynarep.pipeline.training.watching import Progress, loggers_of
 from tests.entries import entry
 
 torch.set_num_threads(1)
@@ -168,7 +173,7 @@ def test_other_loggers_get_the_same_curve(tmp_path: Path) -> None:
         (
             "WandbLog",
             {},
-            "found no such logger, expected <module>:<class> or one of CSVLogger, CometLogger, MLFlowLogger",
+            "found no such logger, expected <module>:<class> or one of CSVLogger, CometLogger",
         ),
         ("no_such_package:Logger", {}, "No module named 'no_such_package'"),
         ("CSVLogger", {"project": "x"}, "unexpected keyword argument 'project'"),
@@ -186,3 +191,51 @@ def test_a_logger_that_cannot_be_had_is_named(
     run = Run("learn/bc", 0, 1, tmp_path, tmp_path / "checkpoints", TrainerConfig(loggers={kind: arguments}))
     with pytest.raises(ValueError, match=rf"trainer\.loggers\.{kind}: .*{message}"):
         loggers_of(run)
+
+
+class Terminal(io.StringIO):
+    """A terminal that remembers."""
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def lines(self) -> list[str]:
+        """What was on it, without codes."""
+        return [
+            line for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue())) if line.strip()
+        ]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 80 columns in place of stderr."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    return sys.stderr  # type: ignore[return-value]
+
+
+def test_the_bar_of_a_training_fits_eighty_columns(terminal: Terminal) -> None:
+    row = {"update": 2250.0, "loss": 0.412, "squared_error": 0.0713}
+    module: Any = SimpleNamespace(updates=0, total=100_000, curve=[row])
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    shown = Progress("14/25 learn/weighted_bc_of_the_metric_label/discriminator", ("loss", "squared_error"))
+    shown.on_train_start(trainer, module)
+    module.updates = 2250
+    shown.on_train_epoch_end(trainer, module)
+    shown.teardown(trainer, module, "fit")
+    last = terminal.lines[-1]
+    assert len(last) <= 80
+    for part in ("14/25 learn/…", "minator", "━", "2250/100000", "/s", "left", "loss"):
+        assert part in last, last
+
+
+def test_the_bar_of_episodes_shows_place_and_time_left(terminal: Terminal) -> None:
+    work = ((f"block {number}", [0] * 5) for number in range(4))
+    for name, _ in episode_progress(work, len, 40, "17/25 evaluate/weighted_bc_of_the_metric_label"):
+        assert name.startswith("block")
+    last = terminal.lines[-1]
+    assert len(last) <= 80
+    for part in ("17/25 evalua…", "metric_label", "━", "20/40", "episodes/s", "left"):
+        assert part in last, last

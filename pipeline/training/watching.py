@@ -17,10 +17,15 @@ import lightning.pytorch.loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
 
+from dynarep.pipeline.progress import NAME, WIDE, bar_width, clock, shortened
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from dynarep.pipeline.training.run import Run
+
+SPEED = 20
+"""Columns of the speed and the time left."""
 
 HISTOGRAMS = 4
 """How often within a run the distributions of parameters and gradients are logged."""
@@ -66,18 +71,20 @@ class Progress(pl.Callback):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
-            from rich.table import Column
 
             console = Console(stderr=True)
+            name = self.title if console.width >= WIDE else shortened(self.title, NAME)
+            taken = len(name) + bar_width(console.width) + len(f"{training.total}/{training.total}") + SPEED + 4
+            self.room = max(console.width - taken, 0)
             self.bar = Bar(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=20 if console.width >= 100 else 8),
-                MofNCompleteColumn(table_column=Column(no_wrap=True)),
-                TextColumn("[cyan]{task.fields[speed]}", table_column=Column(no_wrap=True)),
-                TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=bar_width(console.width)),
+                MofNCompleteColumn(),
+                TextColumn("[cyan]{task.fields[speed]}"),
+                TextColumn("{task.fields[status]}"),
                 console=console,
             )
-            self.task = self.bar.add_task(self.title, total=training.total, completed=self.first, speed="", status="")
+            self.task = self.bar.add_task(name, total=training.total, completed=self.first, speed="", status="")
             self.bar.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,10 +96,10 @@ class Progress(pl.Callback):
         rate = (training.updates - self.first) / max(now - self.began, 1e-9)
         speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
         if training.updates < training.total:
-            speed += f"  {_clock((training.total - training.updates) / rate)} left"
+            speed += f"  {clock((training.total - training.updates) / rate)} left"
         status = "  ".join(f"{name} {row[name]:.4g}" for name in self.metrics)
         if self.bar is not None:  # fields keep their width, so that nothing jumps
-            self.bar.update(self.task, completed=training.updates, speed=f"{speed:18}", status=status)
+            self.bar.update(self.task, completed=training.updates, speed=f"{speed:{SPEED}}", status=status[: self.room])
         elif now - self.said > self.seconds or training.updates >= training.total:
             self.said = now
             print(
@@ -110,12 +117,6 @@ class Progress(pl.Callback):
     def _stop(self) -> None:
         if self.bar is not None:
             self.bar.stop()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def loggers_of(run: Run) -> list[Logger]:
