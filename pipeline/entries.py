@@ -254,9 +254,10 @@ def datasets_of(values: Mapping[str, Any], where: str = "params") -> dict[str, s
                     named[f"{section}.{name}.{key}"] = entry.get(key, NONE)
     evaluate = values.get("evaluate")
     if isinstance(evaluate, dict):
-        motion = evaluate.get("motion")
-        of_motion = motion.get("dataset") if isinstance(motion, dict) else None
-        for key, dataset in (("demonstrations", evaluate.get("demonstrations")), ("motion.dataset", of_motion)):
+        for key in ("demonstrations", "motion.dataset", "recording.dataset"):
+            part, _, last = key.rpartition(".")
+            holder = evaluate.get(part) if part else evaluate
+            dataset = holder.get(last) if isinstance(holder, dict) else None
             named[f"evaluate.{key}"] = NONE if dataset is None else dataset
     found: dict[str, str] = {}
     for key, dataset in named.items():

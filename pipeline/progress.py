@@ -1,4 +1,4 @@
-"""Progress of work on episodes in the terminal."""
+"""Progress in the terminal: of work on episodes, and pieces that the bar of a training shares with it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,59 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+WIDE = 100
+"""Columns of a terminal from which on names are whole and bars long."""
+NAME = 24
+"""Columns of a name on a narrower one."""
+
+
+def bar_width(columns: int) -> int:
+    """How long a bar is on a terminal of so many columns."""
+    return 20 if columns >= WIDE else 8
+
+
+def shortened(text: str, columns: int) -> str:
+    """A text in so many columns, its middle left out where it is longer."""
+    if len(text) <= columns:
+        return text
+    head = columns // 2
+    return f"{text[:head]}…{text[len(text) - (columns - head - 1) :]}"
+
+
+def clock(seconds: float) -> str:
+    """A time as m:ss, or h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
 
 def episode_progress(
     labelled: Iterable[tuple[str, T]], size: Callable[[T], int], total: int, title: str, seconds: float = 15.0
 ) -> Iterator[tuple[str, T]]:
     """Pass parts on and show of how many episodes they are: a live bar on a terminal, else a line now and then."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn(title),
-        BarColumn(),
+    console = Console(stderr=True)
+    name = title if console.width >= WIDE else shortened(title, NAME)
+    shown = (
+        TextColumn(name),
+        BarColumn(bar_width(console.width)),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}"),
     )
     started = said = time.monotonic()
     done = 0
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*shown, console=console, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=total, rate="")
-        for name, part in labelled:
-            yield name, part
+        for part_name, part in labelled:
+            yield part_name, part
             done += size(part)
             now = time.monotonic()
-            rate = f"{done / max(now - started, 1e-9):.1f} episodes/s"
+            speed = done / max(now - started, 1e-9)
+            rate = f"{speed:.1f} episodes/s"
+            if done < total:
+                rate += f"  {clock((total - done) / speed)} left"
             bar.update(task, completed=done, rate=rate)
             if bar.disable and (now - said > seconds or done == total):
                 said = now

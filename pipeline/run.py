@@ -150,7 +150,7 @@ class Stage:
         """
         from dynarep.pipeline.training.run import Run
 
-        c, trainer = self.run_config(), self.trainer() if shared else TrainerConfig()
+        c, trainer = self.run_config(), self.trainer() if shared else self.trainer().alone()
         return Run(self.name, c.seed, c.replicas, output, self.checkpoints, trainer, self.place, self.logs)
 
     def dataset(self, name: str) -> Dataset:
@@ -213,9 +213,8 @@ class Stage:
 
     def trainer(self) -> TrainerConfig:
         """Section ``trainer``, whose processes share the trainings of ``pretrain`` and ``learn``; one process elsewhere."""
-        if self.section not in SHARED_BY_PROCESSES:
-            return TrainerConfig()
-        return validate(TrainerConfig, self.values().get("trainer") or {}, f"{self.params}: trainer")
+        trainer = validate(TrainerConfig, self.values().get("trainer") or {}, f"{self.params}: trainer")
+        return trainer if self.section in SHARED_BY_PROCESSES else trainer.alone()
 
     def _check_rank(self) -> None:
         """Refuse to work for nothing: only the first of several processes writes.

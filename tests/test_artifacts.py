@@ -597,9 +597,12 @@ def test_provenance(tmp_path: Path) -> None:
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     (tmp_path / "file").write_text("one")
-    subprocess.run([*git, "add", "file"], check=True)
+    (tmp_path / "dvc.lock").write_text("one")
+    subprocess.run([*git, "add", "file", "dvc.lock"], check=True)
     subprocess.run([*git, "commit", "-qm", "one"], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert provenance(tmp_path)["revision"] == commit[:12]
+    (tmp_path / "dvc.lock").write_text("what DVC writes while it runs")
     assert provenance(tmp_path)["revision"] == commit[:12]
     (tmp_path / "file").write_text("two")
     assert provenance(tmp_path)["revision"] == commit[:12] + "+dirty"

@@ -11,9 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dynarep.data.schema import Episode
-from dynarep.data.shards import write_dataset
+from dynarep.data.shards import load_dataset, write_dataset
+from dynarep.pipeline.entries import parse_entry
+from dynarep.pipeline.learn import learn
 from dynarep.pipeline.run import Stage
 from dynarep.pipeline.training.processes import TrainerConfig, check_processes, process_rank, rows_of
+from dynarep.pipeline.training.run import Run
 
 PROGRAM = """
 import sys
@@ -130,6 +133,34 @@ def episodes(count: int, length: int) -> list[Episode]:
         )
         for i in range(count)
     ]
+
+
+@pytest.mark.parametrize("task", ["0", "1"])
+def test_a_task_of_a_job_trains_alone_where_the_trainer_is_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    job = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "sweep",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": task,
+        "SLURM_LOCALID": task,
+    }
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    bounds = (-1.0, -1.0), (1.0, 1.0)
+    write_dataset(tmp_path / "data", "data", episodes(2, 20), provenance={}, env=None, bounds=bounds)
+    data = load_dataset(tmp_path / "data")
+    training = {"updates": 4, "batch_size": 8, "updates_per_chunk": 2}
+    entry = parse_entry(
+        "learn", "bc", {"kind": "bc", "dataset": "data", "demonstrations": "data", "hidden": [4], "training": training}
+    )
+    (tmp_path / "out").mkdir()
+    run = Run("test", 0, 1, tmp_path / "out", tmp_path / "checkpoints")
+    assert run.part == {"part": 0, "parts": 1}
+    learn(entry, data, data, None, None, run)
+    assert len((tmp_path / "out" / "curves.tsv").read_text().splitlines()) == 3
+    assert (tmp_path / "checkpoints" / "test.ckpt").is_file()
 
 
 @pytest.mark.slow

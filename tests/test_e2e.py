@@ -46,6 +46,7 @@ evaluate:
   workers: 1
   demonstrations: hopper-expert-1
   motion: {dataset: none, space: none}
+  recording: {dataset: none, rewards: none}
 report: {}
 """
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -81,9 +83,13 @@ def test_a_params_file_names_its_datasets_once_for_prepare() -> None:
         "pretrain": {"a": {"kind": "icvf", "dataset": "x", "initial": NONE}},
         "relabel": {"b": {"kind": "otr", "dataset": "x", "demonstrations": "y"}},
         "learn": {"c": {"kind": "bc", "dataset": "x", "demonstrations": NONE}},
-        "evaluate": {"demonstrations": "w", "motion": {"dataset": "z", "space": NONE}},
+        "evaluate": {
+            "demonstrations": "w",
+            "motion": {"dataset": "z", "space": NONE},
+            "recording": {"dataset": NONE, "rewards": NONE},
+        },
     }
-    assert list(datasets_of(values)) == ["x", "y", "w", "z"]
+    assert list(datasets_of(values)) == ["x", "y", "w", "z", "v"]
 
 
 def test_the_default_params_file_parses() -> None:
@@ -91,3 +97,32 @@ def test_the_default_params_file_parses() -> None:
     for section in ROOMS:
         for name, entry in values[section].items():
             assert parse_entry(section, name, entry).kind == entry["kind"]
+
+
+def whole_params() -> dict[str, dict[str, Any]]:
+    """Every params file of the repository that describes a whole run, and those in the pages."""
+    found: dict[str, str] = {}
+    patterns = ("params.yaml", "configs/presets/*.yaml", "examples/*/params.yaml")
+    for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
+        found[path.relative_to(ROOT).as_posix()] = path.read_text()
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for number, block in enumerate(re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.M | re.S)):
+            found[f"{path.relative_to(ROOT).as_posix()}, block {number}"] = block
+    whole = {
+        name: text for name, text in found.items() if {"evaluate", "learn"} <= set(re.findall(r"^\w+", text, re.M))
+    }
+    return {name: yaml.safe_load(text) for name, text in whole.items()}
+
+
+def test_params_files_hold_every_key_that_dvc_reads() -> None:
+    """A key that dvc.yaml puts into a path has to be there, and so has one that an experiment sets, as report.compare."""
+    wanted = {*re.findall(r"\$\{(evaluate[\w.]+)\}", (ROOT / "dvc.yaml").read_text()), "report.compare"}
+    assert "evaluate.recording.dataset" in wanted
+    files = whole_params()
+    assert {"params.yaml", "docs/params.md, block 0"} <= set(files)
+    for name, values in files.items():
+        for key in wanted:
+            value: Any = values
+            for part in key.split("."):
+                assert part in value, f"{name}: {key}"
+                value = value[part]

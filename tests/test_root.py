@@ -95,6 +95,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from synthetic import Chain
 
     import dynarep
+    from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
 
     folder = tmp_path_factory.mktemp("made")
     generator = np.random.default_rng(0)
@@ -117,6 +118,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entry = dynarep.parse_entry("learn", "random", values)
     policy, facts = dynarep.learn(entry, dataset, dataset, None, None, run)
     dynarep.save_artifact(folder / "policy", policy, facts)
+    bounds = {"action_low": (-1.0,) * 3, "action_high": (1.0,) * 3}
+    (folder / "hopper").mkdir()
+    hopper = Policy(PolicyArchitecture(replicas=2, observation_dim=11, hidden=(16,), **bounds))
+    dynarep.save_artifact(folder / "hopper", hopper, {})
     return folder / "artifact"
 
 
@@ -136,6 +141,27 @@ expected = json.loads((Path(sys.argv[1]).parent / "expected.json").read_text())
 numpy.testing.assert_allclose(latent, expected, rtol=1e-4, atol=1e-6)
 assert steps.shape == () and steps > 0
 print(dynarep.__file__, dynarep.__version__)
+"""
+
+PLAY = """
+import dynarep, gymnasium
+env, policy = gymnasium.make("Hopper-v5"), dynarep.load_policy("hopper", replica=1)
+observation, _ = env.reset(seed=0)
+for _ in range(10):
+    observation, *_ = env.step(policy(observation))
+"""
+
+EXPORT = """
+import dynarep, numpy, onnxruntime
+from dynarep.pipeline.integrations.onnx import export_onnx
+policy = dynarep.load_policy("hopper", replica=1)
+export_onnx(policy, "hopper.onnx")
+session = onnxruntime.InferenceSession("hopper.onnx")
+for count in (1, 100):
+    observations = numpy.random.default_rng(0).normal(size=(count, 11)).astype("float32")
+    (actions,) = session.run(["action"], {"observation": observations})
+    numpy.testing.assert_allclose(actions, policy(observations), rtol=0, atol=1e-5)
+    numpy.testing.assert_allclose(actions[0], policy(observations[0]), rtol=0, atol=1e-5)
 """
 
 CHECKED = """
@@ -179,6 +205,9 @@ def test_installed_in_a_fresh_environment(way: str, artifact: Path, tmp_path: Pa
         printed = call(python, "-c", USE, artifact, cwd=cwd)
         assert printed.startswith(str(tmp_path)), printed
         assert "--smoke" in call(python, "-m", "dynarep.stages.relabel", "--help", cwd=cwd)
+    call(python, "-W", "ignore", "-c", PLAY, cwd=artifact.parent)
+    pytest.importorskip("onnxruntime", reason="needs dynarep[onnx]")
+    call(python, "-W", "ignore", "-c", EXPORT, cwd=artifact.parent)
     typed = "from importlib.resources import files; assert (files('dynarep') / 'py.typed').is_file()"
     cards = "assert (files('dynarep.configs') / 'datasets' / 'hopper-expert.yaml').is_file()"
     call(python, "-c", f"{typed}; {cards}", cwd=elsewhere)

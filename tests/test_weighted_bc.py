@@ -10,7 +10,8 @@ import torch
 
 from dynarep.data.resident import TransitionTable
 from dynarep.pipeline.method import Sources, World
-from dynarep.pipeline.methods.learners.weighted_bc import WeightedBC, WeightedBCConfig, cloning_weights, suffix_returns
+from dynarep.pipeline.methods.learners.weighted_bc import WeightedBC, WeightedBCConfig, cloning_weights
+from dynarep.pipeline.nn.functional import suffix_returns
 
 
 def test_suffix_returns_by_hand() -> None:

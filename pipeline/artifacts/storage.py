@@ -65,19 +65,18 @@ class ArtifactError(ValueError):
 
 
 def provenance(project: Path | None = None) -> dict[str, Any]:
-    """Version, git revision (with ``+dirty`` for uncommitted changes) and torch version that make an artifact."""
-    git = [
-        "git",
-        "-C",
-        str(project or Path.cwd()),
-        "describe",
-        "--always",
-        "--dirty=+dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    """Version, git revision (with ``+dirty`` for uncommitted changes) and torch version that make an artifact.
+
+    A changed ``dvc.lock`` is no change: DVC writes it while the pipeline runs.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project or Path.cwd()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        revision = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude,glob)**/dvc.lock")
+        revision = git("rev-parse", "--short=12", "HEAD") + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         revision = None
     return {"version": package_metadata.version("dynarep"), "revision": revision, "torch": torch.__version__}

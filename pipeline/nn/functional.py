@@ -95,3 +95,17 @@ def return_range_scale(rewards_by_episode: Iterable[Tensor]) -> Tensor:
     if not (spread > 0).all():
         raise ValueError("all episodes have the same return, which leaves the scale of rewards undefined")
     return 1000.0 / spread
+
+
+def suffix_returns(rewards: Tensor, lengths: list[int], gamma: float) -> Tensor:
+    """Discounted sums over the rest of each episode: (R, N), N the sum of ``lengths`` -> (R, N)."""
+    if gamma == 0:
+        return rewards
+    found = torch.empty_like(rewards, dtype=torch.float64)
+    pieces = (torch.split(x, lengths, 1) for x in (rewards.double(), found))
+    for values, out in zip(*pieces, strict=True):
+        total = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
+        for t in range(values.shape[1] - 1, -1, -1):
+            total = values[:, t] + gamma * total
+            out[:, t] = total
+    return found

@@ -27,6 +27,7 @@ from dynarep.pipeline.playing.environments import (
 )
 from dynarep.pipeline.playing.motion import Motion, load_motion
 from dynarep.pipeline.playing.play import BLOCK, EvaluateConfig, Rollouts, play_block
+from dynarep.pipeline.progress import episode_progress
 from dynarep.pipeline.tables import read_json
 
 Load = Callable[[Path], ActingModel]
@@ -81,6 +82,7 @@ def play(
     load: Load,
     motion: Motion | None = None,
     cluster: ClusterConfig = IN_PROCESS,
+    title: str = "",
 ) -> dict[str, Rollouts]:
     """Play all episodes of some policies, in worker processes.
 
@@ -90,14 +92,12 @@ def play(
         load: reads a policy from its folder; worker processes import it by name.
         motion: that of ``settings.motion``, if it names one.
         cluster: where to play; ``settings.workers`` counts where it says nothing of processes of this machine.
+        title: of the work, for progress lines; by default the first policy's name.
 
     Returns:
         Rollouts by name, all episodes of each; of the states only those of each replica's first episode, where an observation
         has at most ``DRAWN_NUMBERS`` numbers.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     jobs = {
         f"policy {name!r}, episodes {first} to {min(first + BLOCK, settings.episodes) - 1}": _Job(
             name, folder, load, settings, first
@@ -106,7 +106,8 @@ def play(
         for first in range(0, settings.episodes, BLOCK)
     }
     played = map_shards(_play, jobs, cluster.or_workers(min(settings.workers or available_cores(), len(jobs))))
-    shown = track(played, next(iter(folders)), total=len(jobs), console=Console(stderr=True), transient=True)
+    total = settings.episodes * len(folders)
+    shown = episode_progress(played, lambda part: part[0].lengths.shape[1], total, title or next(iter(folders)))
     try:
         found = {
             where: replace(block if motion is None else block.compared(motion), states=[[path] for path in paths])
@@ -151,6 +152,7 @@ def evaluate(
     load: Load | None = None,
     cluster: ClusterConfig = IN_PROCESS,
     paths: Path | None = None,
+    title: str = "",
 ) -> dict[str, Any]:
     """Play a policy, and if asked for its snapshots.
 
@@ -163,15 +165,19 @@ def evaluate(
         cluster: where to play.
         paths: file that receives the path of each replica's first episode, where an observation has at most
             ``DRAWN_NUMBERS`` numbers: ``observations`` (N, obs_dim) and the ``replica`` (N,) of each.
+        title: of the work, for progress lines; by default the policy's name.
 
     Returns:
         What ``returns.json`` holds: env and its options, seed, D4RL's reference returns or None, versions of the
         simulator, and under ``policies`` the returns and lengths of the policy and its snapshots, where there are some also
-        successes and distances, as lists of replicas of lists of episodes.
+        successes and distances, as lists of replicas of lists of episodes. Without an environment all that is empty.
 
     Raises:
         ValueError: if the environment cannot be made, the policy or the motion does not fit it, or an input is missing.
     """
+    if not settings.plays:
+        nothing = dict.fromkeys(("seed", "plane", "max_steps", "reference"))
+        return {"env": settings.env, "env_options": {}, **nothing, "versions": {}, "policies": {}}
     if load is None:
         from dynarep.pipeline.artifacts.storage import load_policy_model
 
@@ -184,7 +190,7 @@ def evaluate(
     for card in cards_behind(folder, artifacts):
         check_recording(f"{folder}", settings.env, card)
     motion = load_motion(settings.motion, artifacts, observation_dim) if settings.motion.named else None
-    rollouts = play(policies, settings, load, motion, cluster)
+    rollouts = play(policies, settings, load, motion, cluster, title)
     if paths is not None and rollouts[name].states:
         drawn = [episodes[0] for episodes in rollouts[name].states]
         replica = np.repeat(np.arange(len(drawn)), [len(path) for path in drawn])
@@ -216,7 +222,7 @@ def return_rows(returns: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"policy": name, "replica": replica, "episode": episode, "return": value}
         for name, played in returns["policies"].items()
-        for replica, row in enumerate(played["returns"])
+        for replica, row in enumerate(played.get("returns", ()))
         for episode, value in enumerate(row)
     ]
 

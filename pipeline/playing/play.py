@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dynarep.configs.params import Field, config
+from dynarep.pipeline.fitted_q import FittedQConfig
 from dynarep.pipeline.playing.environments import (
     EvaluationError,
     NoiseConfig,
@@ -26,6 +27,9 @@ from dynarep.pipeline.playing.environments import (
     succeeded,
 )
 from dynarep.pipeline.playing.motion import Motion, MotionConfig
+
+NONE = "none"
+"""Stands for an environment, dataset or rewards that an evaluation does without."""
 
 BLOCK = 5
 BOUNDS_TOLERANCE = 1e-5
@@ -60,11 +64,31 @@ class ClipsConfig:
 
 
 @config
+class RecordingConfig:
+    """Recorded transitions that policies are judged on.
+
+    Args:
+        dataset: prepared, with actions, best one that no policy was trained on; ``none``: nothing is judged.
+        rewards: an entry of ``relabel`` of that dataset for fitted Q evaluation; ``none``: its recorded rewards.
+        fitted_q: estimate what every policy is worth; null: only the error of its actions is measured.
+    """
+
+    dataset: str = NONE
+    rewards: str = NONE
+    fitted_q: FittedQConfig | None = None
+
+    def smoke(self) -> RecordingConfig:
+        """Fitted Q evaluation of a few updates."""
+        return replace(self, fitted_q=None if self.fitted_q is None else self.fitted_q.smoke())
+
+
+@config
 class EvaluateConfig:
     """Settings of the evaluation.
 
     Args:
-        env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it.
+        env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it; ``none``: there is no
+            environment, policies are judged on ``recording`` only.
         env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
         observations: entries of dictionary observations, side by side in this order; null: those of
             ``docs/environments.md``.
@@ -78,6 +102,7 @@ class EvaluateConfig:
         plane: two numbers of an observation, counted from 0, that are a position; paths in it are kept and drawn.
         demonstrations: prepared dataset of what the scores are compared with; ``none``: nothing.
         motion: measure how far episodes are from a motion, too.
+        recording: judge policies on recorded transitions, too.
         clips: film the start of each policy's first episode; null: no films.
     """
 
@@ -93,7 +118,24 @@ class EvaluateConfig:
     plane: tuple[int, int] | None = None
     demonstrations: str = "none"
     motion: MotionConfig = MotionConfig()
+    recording: RecordingConfig = RecordingConfig()
     clips: ClipsConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.plays:
+            return
+        if self.recording.dataset == NONE:
+            raise ValueError(
+                "env, recording.dataset: found none twice, expected an environment or a recording to judge by"
+            )
+        for key, named in (("motion.dataset", self.motion.named), ("clips", self.clips is not None)):
+            if named:
+                raise ValueError(f"{key}: found with env: none, expected none; it needs an environment")
+
+    @property
+    def plays(self) -> bool:
+        """Whether there is an environment."""
+        return self.env != NONE
 
     def make(self) -> Any:
         """The environment, as ``make_environment`` makes it."""

@@ -218,14 +218,15 @@ def ranking(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Policies of an evaluation's ``metrics.json``, best first.
 
     By the distance to a motion if one was asked for, else by normalised score, success rate, the interquartile mean of the
-    return or its mean, the first there is.
+    return or its mean, fitted Q or the error of the actions, the first there is.
     """
 
     def score(name: str) -> float:
         found = metrics[name]
         if found["motion_distance"] is not None:
             return -float(found["motion_distance"])
-        keys = ("normalised_iqm", "success_rate", "return_iqm", "return_mean")
-        return float(next(found[key] for key in keys if found.get(key) is not None))
+        keys = ("normalised_iqm", "success_rate", "return_iqm", "return_mean", "fitted_q")
+        known = [float(found[key]) for key in keys if found.get(key) is not None]
+        return known[0] if known else -float(found["action_error"])
 
     return sorted(metrics, key=score, reverse=True)

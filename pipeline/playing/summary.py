@@ -8,10 +8,10 @@ demonstrations, and the distance to a motion where one is named.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +22,34 @@ from dynarep.pipeline.playing.scores import (
     expert_fraction,
     fraction_interval,
     interquartile_mean,
+    mean_interval,
     normalised_score,
     ranking,
     rate_interval,
 )
 from dynarep.pipeline.tables import digits_apart, number_text, read_json
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Table = NDArray[np.float64]
 
 RANDOM_KIND = "random"
 """Kind of the policies that act at random."""
 
-SAME_KEYS = ("env", "env_options", "seed", "max_steps", "reference")
+SAME_KEYS = ("env", "env_options", "seed", "max_steps", "reference", "recording")
 """Of ``returns.json``, what all policies of a run have in common."""
 
-RETURNS_KEYS = (*SAME_KEYS, "versions", "policies")
+RETURNS_KEYS = (*SAME_KEYS[:-1], "versions", "policies")
+"""What every ``returns.json`` has; ``recording`` is there where one was judged on."""
+
+PLAYED_SCORES = (
+    *("return_mean", "length_mean", "return_iqm", "return_low", "return_high"),
+    *("normalised_iqm", "normalised_low", "normalised_high"),
+    *("expert_fraction", "expert_fraction_low", "expert_fraction_high"),
+    *("success_rate", "success_low", "success_high", "motion_distance"),
+)
+"""Scores that are told from episodes in an environment."""
 
 WIDTH = 80
 """Columns of a printed table, at most."""
@@ -47,8 +60,9 @@ ABOVE_EXPERT = 1.1
 
 def episode_table(played: Mapping[str, Any], key: str) -> Table:
     """One number per replica and episode (R, E); NaN where it is not known."""
-    shape = np.array(played["returns"], dtype=np.float64).shape
-    return np.array(played[key], dtype=np.float64) if key in played else np.full(shape, np.nan)
+    if key in played:
+        return np.array(played[key], dtype=np.float64)
+    return np.full(np.shape(played["returns" if "returns" in played else "errors"]), np.nan)
 
 
 def gather(artifacts: Path, entries: Collection[str] | None = None) -> dict[str, Any]:
@@ -75,11 +89,12 @@ def gather(artifacts: Path, entries: Collection[str] | None = None) -> dict[str,
     owners: dict[str, str] = {}
     kinds: dict[str, str] = {}
     for path in paths:
-        entry, returns = path.parent.name, read_json(path)
+        entry, returns = path.parent.name, {"recording": None, **read_json(path)}
         for key in RETURNS_KEYS:
             if key not in returns:
                 raise ValueError(f"{path}: no {key!r}")
-            if found and key in SAME_KEYS and returns[key] != found[key]:
+        for key in SAME_KEYS:
+            if found and returns[key] != found[key]:
                 raise ValueError(f"{path}: {key} is {returns[key]!r}, {paths[0]} has {found[key]!r}")
         owners |= dict.fromkeys(returns["policies"], entry)
         found = {**returns, "policies": {**found.get("policies", {}), **returns["policies"]}}
@@ -98,16 +113,37 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         For each policy: env, episodes, replicas, return_mean, length_mean; return_iqm, normalised_iqm (None without a D4RL
         reference), expert_fraction (None without demonstrations' returns, or without a random policy and a reference) and
         success_rate (None if the environment never says), each with its 95 % interval, ``_low`` and ``_high`` (None where
-        there is one episode, or none to compare with); and motion_distance, the mean over episodes (None without a motion).
+        there is one episode, or none to compare with); motion_distance, the mean over episodes (None without a motion); and
+        action_error and fitted_q, means over the episodes of a recording with their intervals (None where it was not asked for),
+        beside recording, its name, recording_episodes, recording_return, the mean discounted return of its own episodes, and
+        recording_seen, whether the policy was trained on it.
+        Without an environment, what is told from episodes in one is None, and episodes are those of the recording.
     """
     reference = tuple(raw["reference"]) if raw["reference"] else None
     chance = None if reference is None else np.array([[reference[0]]], dtype=np.float64)
-    if chance is None and raw["random"]:
+    if chance is None and raw["random"] and "returns" in raw["policies"][raw["random"][0]]:
         chance = episode_table(raw["policies"][raw["random"][0]], "returns")
     expert = np.array(raw["demonstrations"], dtype=np.float64) if raw["demonstrations"] else None
-    tells = any(np.isfinite(episode_table(played, "successes")).any() for played in raw["policies"].values())
+    tells = any(
+        "successes" in played and np.isfinite(episode_table(played, "successes")).any()
+        for played in raw["policies"].values()
+    )
     return {
-        name: _score(raw["env"], played, reference, chance, expert, tells) for name, played in raw["policies"].items()
+        name: {**_score(raw["env"], played, reference, chance, expert, tells), **_recorded(raw["recording"], played)}
+        for name, played in raw["policies"].items()
+    }
+
+
+def _recorded(recording: Mapping[str, Any] | None, played: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recording says of a policy."""
+    known = recording is not None and "errors" in played
+    return {
+        "recording": recording["dataset"] if recording is not None and known else None,
+        "recording_episodes": np.shape(played["errors"])[1] if known else None,
+        "recording_return": recording["own"] if recording is not None and known else None,
+        "recording_seen": played.get("seen"),
+        **_mean("action_error", played, "errors"),
+        **_mean("fitted_q", played, "fitted_q"),
     }
 
 
@@ -119,6 +155,9 @@ def _score(
     expert: Table | None,
     tells: bool,
 ) -> dict[str, Any]:
+    if "returns" not in played:
+        replicas, episodes = np.shape(played["errors"])
+        return {"env": env, "episodes": episodes, "replicas": replicas, **dict.fromkeys(PLAYED_SCORES)}
     returns = episode_table(played, "returns")
     distance = float(episode_table(played, "distances").mean())
     fraction, interval = None, None
@@ -140,6 +179,14 @@ def _score(
         **_bounds("success", returns, None if success is None else rate_interval(success)),
         "motion_distance": distance if np.isfinite(distance) else None,
     }
+
+
+def _mean(name: str, played: Mapping[str, Any], key: str) -> dict[str, float | None]:
+    """Mean over replicas and episodes of a recording."""
+    if key not in played:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    values = episode_table(played, key)
+    return {name: float(values.mean()), **_bounds(name, values, mean_interval(values))}
 
 
 def _iqm(name: str, values: Table | None) -> dict[str, float | None]:
@@ -199,18 +246,24 @@ NORMALISED = Column("normalised IQM", "normalised_iqm", "normalised_low", "norma
 SUCCESS = Column(OPTIONAL_SCORES["success_rate"], "success_rate", "success_low", "success_high", ".2f")
 RETURN = Column("return IQM", "return_iqm", "return_low", "return_high", ",.1f")
 FRACTION = Column("expert fraction", "expert_fraction", "expert_fraction_low", "expert_fraction_high", ".2f")
+FITTED_Q = Column("fitted Q", "fitted_q", "fitted_q_low", "fitted_q_high", ",.2f")
+ACTION_ERROR = Column("action error", "action_error", "action_error_low", "action_error_high", ".3f")
+RECORDED = (FITTED_Q, ACTION_ERROR)
+"""Scores that are told from a recording."""
 
 
 def headline(scores: Mapping[str, Mapping[str, Any]]) -> Column:
     """The score by which ``ranking`` orders these policies."""
-    return next(column for column in (MOTION, NORMALISED, SUCCESS, RETURN) if column.known(scores))
+    return next(column for column in (MOTION, NORMALISED, SUCCESS, RETURN, *RECORDED) if column.known(scores))
 
 
 def columns(scores: Mapping[str, Mapping[str, Any]]) -> list[Column]:
     """The scores worth a column, the one that orders first."""
     first = headline(scores)
     centre = NORMALISED if NORMALISED.known(scores) else RETURN
-    others = [column for column in (centre, FRACTION, SUCCESS) if column is not first and column.known(scores)]
+    others = [
+        column for column in (centre, FRACTION, SUCCESS, *RECORDED) if column is not first and column.known(scores)
+    ]
     return [first, *others]
 
 
@@ -220,32 +273,30 @@ def above_expert(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def print_scores(scores: Mapping[str, Mapping[str, Any]], controls: Collection[str] = ()) -> None:
-    """Print a table of scores, best first, at most 80 columns wide.
+    """Print tables of scores, best first, at most 80 columns wide: of episodes in an environment, and of a recording.
 
     Args:
         scores: from ``summarise``.
         controls: policies that are marked as such.
     """
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table as Printed
 
     first = next(iter(scores.values()))
     console = Console(highlight=False)
     console = Console(highlight=False, width=min(console.width, WIDTH))
-    table = Printed(
-        title=f"{first['env']}: {first['replicas']} replicas, {first['episodes']} episodes each",
-        box=SIMPLE,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("policy", overflow="fold")
-    shown = {column.title: column.texts(scores) for column in columns(scores)}
-    for title in shown:
-        table.add_column(title, justify="right", overflow="fold")
-    for name in ranking(scores):
-        table.add_row(f"{name} *" if name in controls else name, *(texts[name] for texts in shown.values()))
-    console.print(table)
+    shown = columns(scores)
+    if any(column not in RECORDED for column in shown):
+        title = f"{first['env']}: {first['replicas']} replicas, {first['episodes']} episodes each"
+        _print_table(console, title, [column for column in shown if column not in RECORDED], scores, controls)
+    if any(column in RECORDED for column in shown):
+        title = f"recording {first['recording']}: {first['replicas']} replicas, {first['recording_episodes']} episodes"
+        _print_table(console, title, [column for column in shown if column in RECORDED], scores, controls)
+        if first["recording_return"] is not None:
+            worth = number_text(first["recording_return"], FITTED_Q.form)
+            console.print(f"the recording's own episodes: {worth} (mean discounted return as far as they go)")
+        seen = [name for name in ranking(scores) if scores[name]["recording_seen"]]
+        if seen:
+            console.print(f"trained on this recording, so not held out: {', '.join(seen)}")
     if controls:
         console.print("* control: no learned representation takes part")
     far = above_expert(scores)
@@ -255,12 +306,32 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]], controls: Collection[s
         )
 
 
+def _print_table(
+    console: Console,
+    title: str,
+    shown: Sequence[Column],
+    scores: Mapping[str, Mapping[str, Any]],
+    controls: Collection[str],
+) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table as Printed
+
+    table = Printed(title=title, box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("policy", overflow="fold")
+    texts = [column.texts(scores) for column in shown]
+    for column in shown:
+        table.add_column(column.title, justify="right", overflow="fold")
+    for name in ranking(scores):
+        table.add_row(f"{name} *" if name in controls else name, *(text[name] for text in texts))
+    console.print(table)
+
+
 def score_rows(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per episode, for plots: ``policy``, ``replica``, ``episode``, ``return``."""
     return [
         {"policy": name, "replica": replica, "episode": episode, "return": value}
         for name, played in raw["policies"].items()
-        for replica, row in enumerate(played["returns"])
+        for replica, row in enumerate(played.get("returns", ()))
         for episode, value in enumerate(row)
     ]
 

@@ -19,7 +19,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from dynarep.pipeline.playing.scores import normalised_score, ranking
-from dynarep.pipeline.playing.summary import RANDOM_KIND, episode_table, gather, summarise
+from dynarep.pipeline.playing.summary import (
+    ACTION_ERROR,
+    FITTED_Q,
+    RANDOM_KIND,
+    RECORDED,
+    episode_table,
+    gather,
+    headline,
+    summarise,
+)
 
 SECTIONS = ("pretrain", "relabel", "learn")
 """Sections of entries, in the order of the chain."""
@@ -218,13 +227,21 @@ class Scored:
         return episode_table(self.raw["policies"][policy], key)
 
     def headline_values(self, policy: str) -> NDArray[np.float64]:
-        """Of each episode: normalised score, or return without a reference."""
+        """Of each episode, the more the better: normalised score, return without a reference, or what a recording says."""
+        column = headline(self.scores)
+        if column is FITTED_Q:
+            return self.values(policy, "fitted_q")
+        if column is ACTION_ERROR:
+            return -self.values(policy, "errors")
         returns, reference = self.values(policy), self.raw["reference"]
         return normalised_score(returns, reference) if reference else returns
 
     @property
     def unit(self) -> str:
         """What ``headline_values`` are."""
+        column = headline(self.scores)
+        if column in RECORDED:
+            return column.title if column is FITTED_Q else f"{column.title}, reversed"
         return "normalised score" if self.raw["reference"] else "return"
 
     def entry(self, policy: str) -> str:

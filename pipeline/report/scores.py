@@ -9,6 +9,8 @@ import numpy as np
 from dynarep.pipeline.playing.scores import bootstrap_interval, interquartile_mean, normalised_score
 from dynarep.pipeline.playing.summary import (
     ABOVE_EXPERT,
+    ACTION_ERROR,
+    FITTED_Q,
     FRACTION,
     MISSING,
     MOTION,
@@ -34,6 +36,9 @@ LEGENDS = {
     NORMALISED: "Normalised IQM: interquartile mean of D4RL's normalised score over all replicas and episodes.",
     FRACTION: "Expert fraction: mean return, from a random policy (0) to the mean of the demonstrations (1).",
     SUCCESS: "Success rate: share of episodes that reach their goal.",
+    FITTED_Q: "Fitted Q: what a policy is worth from the starts of a recording's episodes, by fitted Q evaluation on its "
+    "transitions; mean discounted return over replicas and episodes.",
+    ACTION_ERROR: "Action error: root mean square of the difference to the recorded actions, in units of half of their range.",
     MOTION: "Distance to the motion: root of the transport cost between the states of an episode and the motion's, mean over "
     "episodes.",
 }
@@ -47,12 +52,12 @@ def scores_section(artifacts: Artifacts, scored: Scored) -> str:
     shown = columns(scored.scores)
     texts = [column.texts(scored.scores) for column in shown]
     means = [scored.scores[name]["return_mean"] for name in names]
+    played = all(mean is not None for mean in means)
     digits = dict(zip(names, digits_apart(means, 1), strict=True))
     header = [
         ("policy", "name"),
         *((_title(column), "number") for column in shown),
-        ("mean return", "number"),
-        ("length", "number"),
+        *([("mean return", "number"), ("length", "number")] if played else []),
         ("method", "text"),
         ("label", "text"),
         ("space", "text"),
@@ -63,8 +68,8 @@ def scores_section(artifacts: Artifacts, scored: Scored) -> str:
         [
             name,
             *(text[name] for text in texts),
-            number_text(scored.scores[name]["return_mean"], f",.{digits[name]}f"),
-            f"{scored.scores[name]['length_mean']:,.0f}",
+            *([number_text(scored.scores[name]["return_mean"], f",.{digits[name]}f")] if played else []),
+            *([f"{scored.scores[name]['length_mean']:,.0f}"] if played else []),
             *lineage_texts(artifacts, scored.lineage(name)),
             *(seen[name].get(kind, MISSING) for kind in kinds),
         ]
@@ -136,13 +141,15 @@ def _title(column: Column) -> str:
 
 
 def _demonstrations(scored: Scored, shown: Sequence[Column]) -> list[list[str]]:
-    """The row of the demonstrations that the scores are compared with; none if their returns are not known."""
+    """The row of the demonstrations that the scores are compared with; none if they have none of them."""
     returns, reference = scored.raw["demonstrations"], scored.raw["reference"]
     if not returns:
         return []
     known = {RETURN: number_text(interquartile_mean(returns), ",.1f"), FRACTION: "1.00"}
     if reference:
         known[NORMALISED] = number_text(interquartile_mean(normalised_score(returns, reference)), ",.1f")
+    if not any(column in known for column in shown):
+        return []
     return [[DEMONSTRATIONS, *(known.get(column, MISSING) for column in shown)]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -116,11 +117,21 @@ def _metadata(artifacts: Artifacts, section: str, name: str) -> str:
 def _evaluated(scored: Scored) -> str:
     raw = scored.raw
     episodes = {score["episodes"] for score in scored.scores.values()}
+    recording = raw["recording"] or {}
+    played = "" if raw["seed"] is None else f"{max(episodes)} per replica, from seed {raw['seed']}"
     return facts(
         [
             ("environment", raw["env"]),
-            ("episodes", f"{max(episodes)} per replica, from seed {raw['seed']}"),
+            ("recording", str(recording.get("dataset", ""))),
+            ("its own episodes", _worth(recording)),
+            ("trained on it", ", ".join(name for name, score in scored.scores.items() if score["recording_seen"])),
+            ("episodes", played),
             ("longest", "" if raw["max_steps"] is None else f"{raw['max_steps']:,} steps"),
             ("simulator", ", ".join(f"{package} {number}" for package, number in raw["versions"].items())),
         ]
     )
+
+
+def _worth(recording: Mapping[str, Any]) -> str:
+    own = recording.get("own")
+    return "" if own is None else f"mean discounted return {number_text(own, ',.2f')} as far as they go"

@@ -98,10 +98,12 @@ def _best(artifacts: Artifacts, scored: Scored) -> str:
         if column is MOTION
         else f", {column.title} {_interval(best, column.value, column.low, column.high, column.form)}"
     )
-    text = (
-        f"On {best['env']}, {place}: over {count(best['replicas'], 'replica')} and {count(best['episodes'], 'episode')} of each, "
-        f"mean return {number_text(best['return_mean'], ',.0f')}{score}."
-    )
+    over = f"over {count(best['replicas'], 'replica')} and {count(best['episodes'], 'episode')} of each"
+    if best["return_mean"] is None:
+        text = f"On the recording {best['recording']}, {place}: {over}{score}. No environment was asked for."
+    else:
+        mean = number_text(best["return_mean"], ",.0f")
+        text = f"On {best['env']}, {place}: {over}, mean return {mean}{score}."
     if best["expert_fraction"] is not None:
         percent = f"{number_text(100 * best['expert_fraction'], '.0f')}{NBSP}%"
         text += f" That is {percent} of the way from a random policy to the demonstrations."

@@ -25,7 +25,7 @@ from typing import Any
 
 import lightning as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -37,9 +37,9 @@ from dynarep.pipeline.training.checkpoint import relative, saved_updates, seal
 from dynarep.pipeline.training.config import COMPILE_FROM, TrainingConfig
 from dynarep.pipeline.training.device import denormals_as_zero, keep_freed_memory
 from dynarep.pipeline.training.gradients import clip_gradients, compiled, gradients_of
-from dynarep.pipeline.training.processes import check_processes, mean_over_processes, process_rank, rows_of
+from dynarep.pipeline.training.processes import check_processes, mean_over_processes, rows_of
 from dynarep.pipeline.training.run import Run, code_digest
-from dynarep.pipeline.training.watching import Progress, TensorBoard
+from dynarep.pipeline.training.watching import Loggers, Progress, TensorBoard, loggers_of
 
 Sample = Callable[[torch.Generator], Any]
 Advance = Callable[[int], None]
@@ -305,7 +305,7 @@ def train(
     resume = None if saved is None else path
     if resume:
         module.last_checkpoint = resume
-        if process_rank(run.trainer.devices) == 0:
+        if run.rank == 0:
             how = "trained already, in" if saved == training.updates else f"resuming at update {saved} from"
             print(f"{run.title}: {how} {relative(resume)}", file=sys.stderr)
     with denormals_as_zero(), warnings.catch_warnings():
@@ -316,10 +316,11 @@ def train(
             devices=run.trainer.devices,
             num_nodes=run.trainer.num_nodes,
             strategy=run.trainer.strategy,
+            plugins=None if run.trainer.processes > 1 else LightningEnvironment(),  # alone, also as a task of a job
             use_distributed_sampler=False,
             max_epochs=-1,
-            logger=TensorBoardLogger(run.logs, name="", version=""),
-            callbacks=[Checkpoint(path), TensorBoard(), Progress(run.title, shown)],
+            logger=loggers_of(run),
+            callbacks=[Checkpoint(path), TensorBoard(), Progress(run.title, shown), Loggers()],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -22,7 +22,7 @@ Batch = TypeVar("Batch", bound="DataclassInstance")
 
 @config
 class TrainerConfig:
-    """Section ``trainer``: the processes that the two pretraining stages and ``offline_rl`` share their batches among.
+    """Section ``trainer``: processes that share the batches of ``pretrain`` and ``learn``, and loggers of trainings.
 
     The values go to Lightning's Trainer. They change where a training runs, not what it learns, so no stage depends on them.
     """
@@ -32,11 +32,17 @@ class TrainerConfig:
     num_nodes: int = Field(default=1, gt=0)
     strategy: str = "auto"
     """Lightning's name of it; ``auto`` is ``ddp`` for more than one process."""
+    loggers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Loggers beside TensorBoard with their arguments: a class of ``lightning.pytorch.loggers``, or ``<module>:<class>``."""
 
     @property
     def processes(self) -> int:
         """Processes on all nodes."""
         return self.devices * self.num_nodes
+
+    def alone(self) -> TrainerConfig:
+        """The same in one process."""
+        return TrainerConfig(loggers=self.loggers)
 
 
 def process_rank(devices: int = 1, environment: Mapping[str, str] = os.environ) -> int:

@@ -51,9 +51,14 @@ class Run:
         return f"{self.place} {self.name}".lstrip()
 
     @property
+    def rank(self) -> int:
+        """The number of this process among those that share the work; 0 of one, whatever a job's variables number."""
+        return process_rank(self.trainer.devices) if self.trainer.processes > 1 else 0
+
+    @property
     def part(self) -> dict[str, int]:
         """Which part of a stream this process reads, of how many."""
-        return {"part": process_rank(self.trainer.devices), "parts": self.trainer.processes}
+        return {"part": self.rank, "parts": self.trainer.processes}
 
     def phase(self, name: str) -> Run:
         """The same run for one of several phases of a method, in a new sub-folder."""

@@ -1,20 +1,31 @@
-"""What a person sees of a training while it runs: progress in the terminal, and TensorBoard.
+"""What a person sees of a training while it runs: progress in the terminal, TensorBoard, and other loggers.
 
 Everything here reads what the loop already has on the host once per chunk, so that watching costs no synchronisation.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning as pl
+import lightning.pytorch.loggers as lightning_loggers
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
+
+from dynarep.pipeline.progress import NAME, WIDE, bar_width, clock, shortened
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+    from dynarep.pipeline.training.run import Run
+
+SPEED = 20
+"""Columns of the speed and the time left."""
 
 HISTOGRAMS = 4
 """How often within a run the distributions of parameters and gradients are logged."""
@@ -60,18 +71,20 @@ class Progress(pl.Callback):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
-            from rich.table import Column
 
             console = Console(stderr=True)
+            name = self.title if console.width >= WIDE else shortened(self.title, NAME)
+            taken = len(name) + bar_width(console.width) + len(f"{training.total}/{training.total}") + SPEED + 4
+            self.room = max(console.width - taken, 0)
             self.bar = Bar(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=20 if console.width >= 100 else 8),
-                MofNCompleteColumn(table_column=Column(no_wrap=True)),
-                TextColumn("[cyan]{task.fields[speed]}", table_column=Column(no_wrap=True)),
-                TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=bar_width(console.width)),
+                MofNCompleteColumn(),
+                TextColumn("[cyan]{task.fields[speed]}"),
+                TextColumn("{task.fields[status]}"),
                 console=console,
             )
-            self.task = self.bar.add_task(self.title, total=training.total, completed=self.first, speed="", status="")
+            self.task = self.bar.add_task(name, total=training.total, completed=self.first, speed="", status="")
             self.bar.start()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,10 +96,10 @@ class Progress(pl.Callback):
         rate = (training.updates - self.first) / max(now - self.began, 1e-9)
         speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
         if training.updates < training.total:
-            speed += f"  {_clock((training.total - training.updates) / rate)} left"
+            speed += f"  {clock((training.total - training.updates) / rate)} left"
         status = "  ".join(f"{name} {row[name]:.4g}" for name in self.metrics)
         if self.bar is not None:  # fields keep their width, so that nothing jumps
-            self.bar.update(self.task, completed=training.updates, speed=f"{speed:18}", status=status)
+            self.bar.update(self.task, completed=training.updates, speed=f"{speed:{SPEED}}", status=status[: self.room])
         elif now - self.said > self.seconds or training.updates >= training.total:
             self.said = now
             print(
@@ -106,10 +119,51 @@ class Progress(pl.Callback):
             self.bar.stop()
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def loggers_of(run: Run) -> list[Logger]:
+    """TensorBoard's logger first, then those that the params file names.
+
+    A logger that takes ``save_dir``, ``name`` or ``run_name`` writes into the run's logs, under its name, unless it is told
+    otherwise.
+
+    Raises:
+        ValueError: if there is no such logger, its package is missing, or it refuses its arguments.
+    """
+    named = {"save_dir": str(run.logs), "name": run.name.replace("/", "-"), "run_name": run.name.replace("/", "-")}
+    found: list[Logger] = [TensorBoardLogger(run.logs, name="", version="")]
+    for kind, arguments in run.trainer.loggers.items():
+        where = f"trainer.loggers.{kind}"
+        make = _logger_class(kind, where)
+        takes = inspect.signature(make).parameters
+        try:
+            found.append(make(**{**{key: value for key, value in named.items() if key in takes}, **arguments}))
+        except ImportError as error:
+            raise ValueError(f"{where}: its package is not installed: {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+    return found
+
+
+def _logger_class(kind: str, where: str) -> type[Logger]:
+    module, _, name = kind.rpartition(":")
+    try:
+        found = getattr(import_module(module) if module else lightning_loggers, name, None)
+    except ImportError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if not (inspect.isclass(found) and issubclass(found, Logger)):
+        known = ", ".join(name for name in sorted(lightning_loggers.__all__) if name != "Logger")
+        raise ValueError(f"{where}: found no such logger, expected <module>:<class> or one of {known}")
+    return found
+
+
+class Loggers(pl.Callback):
+    """Ends what loggers began, so that the next training of the same program begins anew."""
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finish what has to be finished, as a run of W&B."""
+        for logger in trainer.loggers:
+            finish = getattr(getattr(logger, "experiment", None), "finish", None)
+            if callable(finish):
+                finish()
 
 
 class TensorBoard(pl.Callback):
@@ -143,5 +197,6 @@ class TensorBoard(pl.Callback):
     def _scalars(self, trainer: pl.Trainer, training: Watched) -> None:
         for row in training.curve[self.logged :]:
             values = {name: value for name, value in row.items() if name != "update"}
-            trainer.logger.log_metrics(values, step=int(row["update"]))  # type: ignore[union-attr]
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=int(row["update"]))
         self.logged = len(training.curve)

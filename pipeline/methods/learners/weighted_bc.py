@@ -4,7 +4,7 @@ Peng, Kumar, Zhang, Levine, "Advantage-Weighted Regression", 2019, arXiv 1910.00
 
 | here | what |
 |---|---|
-| G_t = sum_k gamma^k r_{t+k} within the episode; r_t itself with gamma = 0 | ``suffix_returns`` |
+| G_t = sum_k gamma^k r_{t+k} within the episode; r_t itself with gamma = 0 | ``nn.functional.suffix_returns`` |
 | V = argmin E (V(s) - G)^2 | ``Baseline.losses`` |
 | w_t = exp(beta (min(A_t, q) - q) / std A), A = G - V(s), q the quantile 1 - 1 / b of A | ``cloning_weights`` |
 | -E_w log pi(a|s) | ``cloning.Cloning.losses`` on transitions drawn in proportion to w |
@@ -30,7 +30,7 @@ from dynarep.data.resident import Batch
 from dynarep.pipeline.cloning import Cloning, CloningConfig
 from dynarep.pipeline.method import Needs, Phase, Sources
 from dynarep.pipeline.methods.policies.deterministic import Policy
-from dynarep.pipeline.nn.functional import Losses
+from dynarep.pipeline.nn.functional import Losses, suffix_returns
 from dynarep.pipeline.nn.networks import MLP
 from dynarep.pipeline.training.config import TrainingConfig
 
@@ -59,20 +59,6 @@ class ReturnBatch:
 
     observations: Tensor
     returns: Tensor
-
-
-def suffix_returns(rewards: Tensor, lengths: list[int], gamma: float) -> Tensor:
-    """Discounted sums over the rest of each episode: (R, N), N the sum of ``lengths`` -> (R, N)."""
-    if gamma == 0:
-        return rewards
-    found = torch.empty_like(rewards, dtype=torch.float64)
-    pieces = (torch.split(x, lengths, 1) for x in (rewards.double(), found))
-    for values, out in zip(*pieces, strict=True):
-        total = torch.zeros(len(rewards), dtype=torch.float64, device=rewards.device)
-        for t in range(values.shape[1] - 1, -1, -1):
-            total = values[:, t] + gamma * total
-            out[:, t] = total
-    return found
 
 
 def cloning_weights(advantage: Tensor, temperature: float, max_weight: float) -> Tensor:
