@@ -7,6 +7,7 @@ A motion, one episode of states alone, needs ``observations`` only: an array wit
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -51,7 +52,7 @@ def _one_episode(observations: np.ndarray) -> dict[str, np.ndarray]:
 
 def files(path: Path) -> list[Path]:
     """The files that are read: of a folder, those named like a column."""
-    return [file for name in COLUMNS if (file := path / f"{name}.npy").is_file()] if path.is_dir() else [path]
+    return [file for name in COLUMNS if os.path.lexists(file := path / f"{name}.npy")] if path.is_dir() else [path]
 
 
 def read_archive(path: Path, names: Sequence[str] = COLUMNS) -> dict[str, np.ndarray]:
