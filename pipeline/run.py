@@ -351,7 +351,10 @@ def stage_main(
 
 
 def _give_up(stage: Stage, error: BaseException, text: str) -> NoReturn:
+    """End with one line; where it names no file, it names the entry of the params file."""
     if os.environ.get("DYNAREP_TRACEBACK"):
         raise error
+    if not any(place in text for place in (str(stage.project), str(stage.params), "://")):
+        text += f" ({stage.params}: {stage.name.replace('/', '.')})"
     print(f"error: {stage.name}: {text}", file=sys.stderr)
     sys.exit(1)
