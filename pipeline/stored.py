@@ -161,6 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"]))
-            found = "" if problem["type"] == "missing" else f"found {problem['input']!r:.200}: "
-            raise ValueError(f"{path}: {place}: {found}{problem['msg']}") from None
+            if problem["type"] == "missing":
+                raise ValueError(f"{path}: no {place!r}") from None
+            raise ValueError(f"{path}: {place}: found {problem['input']!r:.200}: {problem['msg']}") from None
     return values
