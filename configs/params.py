@@ -17,15 +17,21 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "LARGEST_NUMBER",
+    "MOST_LAYERS",
+    "MOST_REPLICAS",
+    "NAME",
     "Field",
+    "Name",
     "ParamsError",
+    "Widths",
     "check_name",
     "check_sections",
     "config",
@@ -47,8 +53,13 @@ NODES = 50_000
 FLOAT_MAX = 3.4028234663852886e38
 """Largest float32, in which all numbers are used."""
 INT_MAX = 2**63 - 1
+LARGEST_NUMBER, MOST_REPLICAS, MOST_LAYERS = 1 << 24, 1 << 16, 256
+"""Bounds of the numbers of an architecture."""
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_NUMBER)], ...], Field(max_length=MOST_LAYERS)]
+"""Of the hidden layers of a network."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
-"""Names that become files or folders."""
+"""Names that become files or folders; in a tar a dot would start the suffix."""
+Name = Annotated[str, Field(pattern=f"^(?:{NAME.pattern})$")]
 
 
 class ParamsError(ValueError):

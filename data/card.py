@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dynarep.configs.params import ParamsError, read_yaml
-from dynarep.data.schema import NAME, DataError
+from dynarep.configs.params import NAME, ParamsError, read_yaml
+from dynarep.data.schema import DataError
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -115,8 +115,8 @@ class DatasetCard:
 
     name: str
     description: str = ""
-    path: str | None = None
-    dataset: str | None = None
+    path: str | None = Field(None, min_length=1)
+    dataset: str | None = Field(None, min_length=1)
     format: Literal["d4rl", "arrays", "ogbench", "robomimic", "minari", "lerobot", "prepared"] | None = None
     mirrors: tuple[str, ...] | None = Field(None, min_length=1)
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")

@@ -275,7 +275,8 @@ def _resumable(url: str, part: Path) -> str | None:
         note = json.loads(_note(part).read_text())
     except (OSError, ValueError):
         return None
-    version = note["version"] if part.is_file() and note.get("url") == url else None
+    known = isinstance(note, dict) and part.is_file() and note.get("url") == url
+    version = note.get("version") if known else None
     return str(version) if version and not str(version).startswith("W/") else None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dynarep.configs.params import open_file, read_file
 from dynarep.data.card import DatasetCard, Member, Noise, load_card, make_card
 from dynarep.data.folders import whole_folder
 from dynarep.data.noise import draw_noise, episode_generator
@@ -22,7 +23,8 @@ from dynarep.data.readers import environment, locate, module, read, source_files
 from dynarep.data.readers.flat import Notes, check_bounds
 from dynarep.data.remote import read_remote_index
 from dynarep.data.schema import DataError, Episode
-from dynarep.data.shards import Bounds, load_shards, open_index, parse_index, read_index, write_dataset
+from dynarep.data.shard import INDEX_BYTES
+from dynarep.data.shards import Bounds, load_shards, open_index, open_shard, parse_index, read_index, write_dataset
 from dynarep.data.split import hashed_choice
 
 
@@ -133,7 +135,7 @@ def index_of(shards: str, root: Path) -> tuple[str, Path | str, bytes]:
         where, content = read_remote_index(shards)
         return where, shards, content
     try:
-        return f"{shards}/index.json", root / shards, (root / shards / "index.json").read_bytes()
+        return f"{shards}/index.json", root / shards, read_file(root / shards / "index.json", INDEX_BYTES)
     except OSError as error:
         raise DataError(
             f"{root / shards / 'index.json'}: cannot be read, named as shards by a dataset card: {error.strerror}"
@@ -146,10 +148,21 @@ def _write_in_place(
     """Write only an index, which says where the shards are; the rest as ``index_of`` returns it."""
     index = parse_index(content, where)
     if isinstance(location, Path):
+        _check_sizes(location, index)
         location = str(location) if Path(str(card.shards)).is_absolute() else os.path.relpath(location, folder)
     changed = {"name": card.name, "env": card.env or index["env"], "location": location, "provenance": provenance}
     with whole_folder(folder) as new:
         (new / "index.json").write_text(json.dumps({**index, **changed}, indent=1, allow_nan=False) + "\n")
+
+
+def _check_sizes(folder: Path, index: Mapping[str, Any]) -> None:
+    """All shards of an index lie in a folder, with the sizes that it lists."""
+    for shard in index["shards"]:
+        path = folder / shard["file"]
+        with open_shard(path) as file:
+            found = os.fstat(file.fileno()).st_size
+        if found != shard["bytes"]:
+            raise DataError(f"{path}: found {found} bytes, expected {shard['bytes']} as in index.json")
 
 
 def _sources(
@@ -178,7 +191,7 @@ def _sources(
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read, named as path by a dataset card: {error.strerror}") from None

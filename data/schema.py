@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
-"""Names of datasets and ids of episodes. They become file names and members of tars, where a dot starts the suffix."""
+from dynarep.configs.params import NAME
 
 
 class DataError(ValueError):

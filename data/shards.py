@@ -23,9 +23,9 @@ from pydantic.dataclasses import dataclass as schema
 from safetensors import SafetensorError
 from safetensors.numpy import load, save, save_file
 
-from dynarep.configs.params import open_file
+from dynarep.configs.params import NAME, Name, open_file
 from dynarep.data.folders import parse_json, read_content, whole_folder
-from dynarep.data.schema import NAME, DataError, Episode, Spec
+from dynarep.data.schema import DataError, Episode, Spec
 from dynarep.data.shard import INDEX_BYTES, SHA256, SHARD_FILE, Shard, check_content, missing_shard
 from dynarep.data.statistics import Moments
 
@@ -334,7 +334,6 @@ def parse_index(content: bytes, where: str) -> dict[str, Any]:
 
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
-_Name = Annotated[str, Field(pattern=f"^(?:{NAME.pattern})$")]
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -352,7 +351,7 @@ class _IndexedShard:
     file: str = Field(pattern=f"^(?:{SHARD_FILE.pattern})$")
     bytes: int = Field(ge=1, le=1 << 50)
     sha256: str = Field(pattern=f"^(?:{SHA256.pattern})$")
-    episodes: list[_Name] = Field(min_length=1)
+    episodes: list[Name] = Field(min_length=1)
     steps: list[Annotated[int, Field(ge=1)]]
 
 
@@ -361,7 +360,7 @@ class _Index:
     """``index.json``, see ``docs/data-format.md``."""
 
     schema_version: int
-    name: _Name
+    name: Name
     env: str | None
     spec: _IndexedSpec
     transitions: int
@@ -370,7 +369,7 @@ class _Index:
     returns: list[_Finite] | None
     shards: list[_IndexedShard] = Field(min_length=1)
     provenance: dict[str, Any]
-    location: str | None = Field(None, min_length=1)
+    location: str = Field(".", min_length=1)
 
 
 def _check_index(index: _Index, where: str) -> None:

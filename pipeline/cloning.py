@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.method import Learner, World
 from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob
@@ -29,7 +29,7 @@ from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob
 class CloningConfig:
     """Hyper-parameters of cloning."""
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     learning_rate: float = Field(default=3e-4, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of hidden activations."""

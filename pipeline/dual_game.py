@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.method import Learner, Sources, World
 from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
 from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob, gradient_penalty, log_mean_exp, reverse_gradient
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class DualGameConfig:
     """Hyper-parameters of the dual game; the defaults are ValueDICE's."""
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     gamma: float = Field(default=0.99, gt=0, lt=1)
     critic_rate: float = Field(default=1e-3, gt=0)
     actor_rate: float = Field(default=1e-5, gt=0)

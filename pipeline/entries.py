@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from dynarep.configs.params import Field, ParamsError, check_sections, config, read_yaml, validate
-from dynarep.data.schema import NAME
+from dynarep.configs.params import Field, Name, ParamsError, check_name, check_sections, config, read_yaml, validate
 from dynarep.pipeline.method import Method
 from dynarep.pipeline.registry import ROOMS, find_method
 from dynarep.pipeline.sources import StreamConfig
@@ -50,8 +49,8 @@ Inputs = TypeVar("Inputs")
 class PretrainInputs:
     """What all entries of ``pretrain`` share."""
 
-    dataset: str
-    initial: str = NONE
+    dataset: Name
+    initial: Name = NONE
     """Another entry of ``pretrain`` of the same architecture, where the training starts."""
     source: str | None = None
     """The same for an artifact made elsewhere: a path, ``dvc://...`` or ``hf://...``; kind ``artifact`` hands it on."""
@@ -70,9 +69,9 @@ class PretrainInputs:
 class RelabelInputs:
     """What all entries of ``relabel`` share."""
 
-    dataset: str
-    demonstrations: str
-    space: str = NONE
+    dataset: Name
+    demonstrations: Name
+    space: Name = NONE
     """An entry of ``pretrain``: the encoder in whose space steps are compared."""
     points: str | None = None
     """Which of the encoder's spaces, such as ``phi`` or ``mu``; null: its first one."""
@@ -85,11 +84,11 @@ class RelabelInputs:
 class LearnInputs:
     """What all entries of ``learn`` share."""
 
-    dataset: str
-    demonstrations: str
-    encoder: str = NONE
+    dataset: Name
+    demonstrations: Name
+    encoder: Name = NONE
     """An entry of ``pretrain`` that the method reads."""
-    rewards: str = NONE
+    rewards: Name = NONE
     """An entry of ``relabel``."""
     reward_scale: Literal["return_range", "none"] = "return_range"
     """``return_range`` multiplies rewards by 1000 / (largest - smallest episode return), as OTR does."""
@@ -164,10 +163,7 @@ def section_of(values: Mapping[str, Any], section: str, where: str) -> dict[str,
     if not isinstance(entries, dict):
         raise ParamsError(f"{where}: {section}: found {type(entries).__name__}, expected a map of entries by name")
     for name in entries:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name == NONE:
-            raise ParamsError(
-                f"{where}: {section}: found the name {name!r}, expected at most 80 letters, digits, '-' and '_', not 'none'"
-            )
+        check_name(name, f"{where}: {section}", (NONE,))
     return entries
 
 
@@ -250,8 +246,9 @@ def datasets_of(values: Mapping[str, Any], where: str = "params") -> dict[str, s
     for section in ROOMS:
         for name, entry in section_of(values, section, where).items():
             for key in ("dataset", "demonstrations"):
-                if isinstance(entry, dict):
-                    named[f"{section}.{name}.{key}"] = entry.get(key, NONE)
+                if not isinstance(entry, dict):
+                    raise ParamsError(f"{where}: {section}.{name}: found {entry!r:.200}, expected a map with kind")
+                named[f"{section}.{name}.{key}"] = entry.get(key, NONE)
     evaluate = values.get("evaluate")
     if isinstance(evaluate, dict):
         for key in ("demonstrations", "motion.dataset", "recording.dataset"):
@@ -261,8 +258,6 @@ def datasets_of(values: Mapping[str, Any], where: str = "params") -> dict[str, s
             named[f"evaluate.{key}"] = NONE if dataset is None else dataset
     found: dict[str, str] = {}
     for key, dataset in named.items():
-        if not isinstance(dataset, str):
-            raise ParamsError(f"{where}: {key}: found {dataset!r}, expected the name of a dataset")
-        if dataset != NONE:
+        if check_name(dataset, f"{where}: {key}") != NONE:
             found.setdefault(dataset, key)
     return found

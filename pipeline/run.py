@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import sys
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from dynarep.configs.params import Field, ParamsError, config, read_yaml, validate
+from dynarep.configs.params import MOST_REPLICAS, Field, ParamsError, config, read_yaml, validate
 from dynarep.data.folders import whole_folder
 from dynarep.pipeline.tables import write_json
 from dynarep.pipeline.training.processes import TrainerConfig, process_rank
@@ -43,7 +44,7 @@ class RunConfig:
     """The two values at the top of ``params.yaml`` that all stages share."""
 
     seed: int = Field(default=0, ge=0)
-    replicas: int = Field(default=1, gt=0)
+    replicas: int = Field(default=1, gt=0, le=MOST_REPLICAS)
     """Independent copies of everything that is trained; replica r of a stage builds on replica r of its encoder."""
 
 
@@ -337,10 +338,22 @@ def stage_main(
             print(f"{stage.name}: stopped {stop}".rstrip() + "; run it again to go on", file=sys.stderr)
         sys.exit(130)
     except (DataError, ValueError, FloatingPointError, OSError) as error:
-        if os.environ.get("DYNAREP_TRACEBACK"):
+        _give_up(stage, error, str(error))
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not re.search("(allocate|enough|out of) memory", text):
             raise
-        print(f"error: {stage.name}: {error}", file=sys.stderr)
-        sys.exit(1)
+        _give_up(stage, error, f"not enough memory for the data, batch_size, hidden and replicas of this stage: {text}")
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, terminate)
+
+
+def _give_up(stage: Stage, error: BaseException, text: str) -> NoReturn:
+    """End with one line; where it names no file, it names the entry of the params file."""
+    if os.environ.get("DYNAREP_TRACEBACK"):
+        raise error
+    if not any(place in text for place in (str(stage.project), str(stage.params), "://")):
+        text += f" ({stage.params}: {stage.name.replace('/', '.')})"
+    print(f"error: {stage.name}: {text}", file=sys.stderr)
+    sys.exit(1)

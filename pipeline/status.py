@@ -60,9 +60,9 @@ def pipeline_status(project: Path) -> list[StageStatus]:
 
 
 def _statuses(repo: Any, project: Path) -> list[StageStatus]:
-    order = list(read_yaml(project / "dvc.yaml").get("stages", ()))
+    order = list(read_yaml(project / "dvc.yaml").get("stages") or ())
     lock = project / "dvc.lock"
-    ran = read_yaml(lock).get("stages", {}) if lock.is_file() else {}
+    ran = read_yaml(lock).get("stages") or {} if lock.is_file() else {}
     stages = [stage for stage in repo.index.stages if Path(stage.path) == project / "dvc.yaml"]
     stages.sort(key=lambda stage: order.index(stage.name.partition("@")[0]))
     with repo.lock:

@@ -19,6 +19,7 @@ from models import Model, make
 from safetensors.torch import load_file, save_file
 
 from dynarep.pipeline.artifacts.storage import (
+    SCHEMA_VERSION,
     ArtifactError,
     export_program,
     load_artifact,
@@ -228,6 +229,22 @@ def test_artifacts_of_schema_version_1_compute_what_they_did(kind: str) -> None:
     expected = json.loads((GOLDEN / kind / "expected.json").read_text())
     x = [torch.tensor(expected["observation"])] + [torch.tensor(expected["action"])] * (kind == "dynamics")
     torch.testing.assert_close(model(*x), torch.tensor(expected["output"]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_artifacts_of_schema_version_2_compute_what_they_did(kind: str) -> None:
+    folder = GOLDEN.with_name("artifacts-v2") / kind
+    model = load_artifact(folder, observation_dim=3)
+    assert read_metadata(folder)["stage"] == f"golden/{kind}"
+    expected = json.loads((folder / "expected.json").read_text())
+    found = model(*map(torch.tensor, expected["inputs"]))
+    torch.testing.assert_close(found, torch.tensor(expected["output"]), rtol=1e-5, atol=1e-6)
+
+
+def test_every_schema_version_has_its_golden_files() -> None:
+    """With a new version comes ``save_artifact`` of ``tests.models`` by the code before it."""
+    kept = {path.name for path in GOLDEN.parent.glob("artifacts-v*")}
+    assert kept == {f"artifacts-v{version}" for version in range(1, SCHEMA_VERSION + 1)}
 
 
 def test_an_artifact_moves_to_this_version(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, load_file, save, save_file
 
+from dynarep.data.columns import read_latents
 from dynarep.data.schema import DataError, Episode, Spec
 from dynarep.data.shards import (
     SCHEMA_VERSION,
@@ -610,3 +611,19 @@ def test_columns_are_not_written_beside_other_content(dataset: Dataset, make_epi
     write(dataset.folder, several(make_episode, [3, 4, 6]), shard_bytes=1)
     with pytest.raises(DataError, match="the dataset has changed since it was read"):
         write_rewards(dataset.folder.parent, dataset, {e.id: np.zeros(e.length) for e in dataset.episodes})
+
+
+def test_a_dataset_of_schema_version_3_is_what_it_was() -> None:
+    """Written by the code of that version, with columns beside it; datasets of older versions are prepared again."""
+    folder = Path(__file__).parent / "data" / f"datasets-v{SCHEMA_VERSION}"
+    dataset = load_dataset(folder / "golden")
+    assert dataset.fingerprint == "4432d61faa32400e361e794f581d3741bca26750de20c8b2cf907d2ecc3d6516"
+    assert [(e.id, e.length, e.terminated) for e in dataset.episodes] == [
+        ("golden-000000", 3, True),
+        ("golden-000001", 4, False),
+        ("golden-000002", 5, False),
+    ]
+    rewards, latents = read_rewards(folder / "columns", dataset), read_latents(folder / "columns", dataset)
+    for episode in dataset.episodes:
+        np.testing.assert_array_equal(rewards[episode.id], np.stack([episode.rewards, 2 * episode.rewards]))
+        np.testing.assert_array_equal(latents[episode.id], 2 * episode.observations)

@@ -98,6 +98,12 @@ def test_another_number_of_processes_is_refused() -> None:
         check_processes(TrainerConfig(devices=4), {"SLURM_NTASKS": "2"})
 
 
+def test_a_process_that_would_wait_for_nodes_that_nobody_started_is_refused() -> None:
+    check_processes(TrainerConfig(num_nodes=2), {"NODE_RANK": "1"})
+    with pytest.raises(ValueError, match=r"trainer\.num_nodes: found 2, but none of WORLD_SIZE, .* is set"):
+        check_processes(TrainerConfig(num_nodes=2), {})
+
+
 def test_only_the_first_process_keeps_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text("seed: 0\ntrainer: {devices: 2}\n")
     stage = Stage("learn", tmp_path / "params.yaml", "bc")

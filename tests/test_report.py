@@ -665,7 +665,7 @@ def test_no_scores_is_an_error(artifacts: Path) -> None:
         ("evaluate/bc/returns.json", '{"env": "Hopper-v4"}', "no 'env_options'"),
         ("evaluate/bc/returns.json", "[]", "expected a JSON object"),
         ("evaluate/bc/clip.json", "{}", "clip.json: no 'seconds_per_frame'"),
-        ("evaluate/bc/clip.json", '{"seconds_per_frame": 1, "file": "a"}', "clip.json: no 'frames'"),
+        ("evaluate/bc/clip.json", '{"seconds_per_frame": 1, "file": "a.webp"}', "clip.json: no 'frames'"),
         ("evaluate/bc/bc.webp", "not a picture", "bc.webp: not a picture"),
         ("learn/bc/metadata.json", "[]", "expected a JSON object, found list"),
         ("learn/bc/curves.tsv", "step\tloss\n1\t2\n", "no column 'update'; found step, loss"),

@@ -202,7 +202,13 @@ def test_known_errors_are_one_line(error: BaseException, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as stop:
         call("learn", error, "bc")
     assert stop.value.code == 1
-    assert capsys.readouterr() == ("", "error: learn/bc: found this\n")
+    assert capsys.readouterr() == ("", "error: learn/bc: found this (params.yaml: learn.bc)\n")
+
+
+def test_a_known_error_that_names_a_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call("report", OSError(f"{tmp_path}/a: found this"), "--params", f"{tmp_path}/params.yaml")
+    assert capsys.readouterr().err == f"error: report: {tmp_path}/a: found this\n"
 
 
 def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

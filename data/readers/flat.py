@@ -43,6 +43,11 @@ JUMP = 3.0
 BOUND_TOLERANCE = 1e-6
 """How far an action may exceed its bound by rounding."""
 
+RATIO = 100
+"""How far arrays beyond ``SMALL`` may be compressed."""
+SMALL = 1 << 28
+"""Bytes of an array that may be compressed as far as they like."""
+
 NO_TRANSITION = "a single row, no transition"
 BY_CARD = "named in leave_out"
 """Why an episode is left out, beside faults."""
@@ -163,6 +168,40 @@ def read_array(where: Path | str, name: str, load: Callable[[], object]) -> np.n
         kind = f"{values.dtype} array" if isinstance(values, np.ndarray) else type(values).__name__
         raise DataError(f"{where}: {name}: found {kind}, expected an array of numbers")
     return values
+
+
+def check_expansion(where: str, claimed: int, stored: int) -> None:
+    """An array claims no more than a compression can explain.
+
+    Args:
+        where: it is, for messages.
+        claimed: bytes in memory.
+        stored: bytes in its file.
+
+    Raises:
+        DataError: if it claims more.
+    """
+    if claimed > SMALL and claimed > RATIO * stored:
+        raise DataError(
+            f"{where}: found {stored:,} bytes stored for {claimed:,} in memory, expected at least 1/{RATIO} of them"
+        )
+
+
+def numbered(names: Iterable[str], stem: str, where: str) -> list[str]:
+    """Names ``<stem>0``, ``<stem>1``, ... in order; other names are left out.
+
+    Raises:
+        DataError: if a number is missing, or written in another way, such as ``<stem>00``.
+    """
+    found = sorted(
+        (name for name in names if name[len(stem) :].isdecimal()), key=lambda name: (int(name[len(stem) :]), name)
+    )
+    for number, name in enumerate(found):
+        if name != f"{stem}{number}":
+            raise DataError(
+                f"{where}: found {name!r}, expected {stem}{number}: {stem}0, {stem}1, ... without a gap or another spelling"
+            )
+    return found
 
 
 def joined(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:

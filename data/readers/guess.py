@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dynarep.data.readers import lerobot, minari
-from dynarep.data.readers.arrays import files
+from dynarep.data.readers.arrays import files, opened_archive
 from dynarep.data.readers.flat import COLUMNS
 from dynarep.data.readers.hdf5 import array, array_names, opened
 from dynarep.data.readers.lerobot import vectors
@@ -71,11 +69,8 @@ def _folder(path: Path) -> dict[str, Any]:
 
 def _archive(path: Path) -> dict[str, Any]:
     """OGBench's files have ``terminals`` as their only marks, or ``valids``."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = set(archive.files)
-    except Exception as error:  # by the damage, see arrays.read_archive; a lone array has no files
-        raise DataError(f"{path}: not a readable .npz archive: {error}") from error
+    with opened_archive(path) as archive:
+        names = set(archive.files)
     if "observations" not in names:
         raise DataError(f"{path}: observations: missing; found {', '.join(sorted(names)) or 'nothing'}")
     if not {*COLUMNS[1:]} & names:

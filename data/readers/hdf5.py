@@ -19,17 +19,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dynarep.configs.params import open_file
+from dynarep.configs.params import NAME, open_file
 from dynarep.data import d4rl
 from dynarep.data.card import DatasetCard
 from dynarep.data.download import cache_folder, download
-from dynarep.data.readers.flat import COLUMNS, Part, cut, joined, read_array
-from dynarep.data.schema import NAME, DataError, Episode
-
-RATIO = 100
-"""How far arrays beyond ``SMALL`` may be compressed."""
-SMALL = 1 << 28
-"""Bytes of an array that may be compressed as far as they like."""
+from dynarep.data.readers.flat import COLUMNS, Part, check_expansion, cut, joined, read_array
+from dynarep.data.schema import DataError, Episode
 
 
 def read(path: Path, card: DatasetCard) -> Iterator[Episode]:
@@ -137,11 +132,7 @@ def _check_stored(entry: h5py.Dataset, where: str) -> None:
         raise DataError(
             f"{where}: found {written:,} of {expected:,} chunks for shape {entry.shape}; the others were never written"
         )
-    if claimed > RATIO * stored and claimed > SMALL:
-        raise DataError(
-            f"{where}: found {stored:,} bytes stored for shape {entry.shape}, expected at least 1/{RATIO} of its "
-            f"{claimed:,} bytes"
-        )
+    check_expansion(f"{where} of shape {entry.shape}", claimed, stored)
 
 
 def chosen(group: h5py.Group, name: str, where: str, card: DatasetCard) -> np.ndarray:

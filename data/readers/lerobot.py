@@ -89,8 +89,13 @@ def info(path: Path) -> dict[str, Any]:
     if not str(version).startswith("v3."):
         raise DataError(f"{file}: codebase_version: found {version}, expected v3.x; LeRobot has a converter to v3.0")
     features = values.get("features")
-    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+    if not isinstance(features, dict):
         raise DataError(f"{file}: features: found {type(features).__name__}, expected a description of each column")
+    for name, feature in features.items():
+        if not isinstance(feature, dict) or not isinstance(feature.get("shape") or [], list):
+            raise DataError(
+                f"{file}: features.{name}: found {feature!r:.200}, expected a description with dtype and a list shape"
+            )
     return values
 
 
@@ -101,7 +106,7 @@ def vectors(features: dict[str, Any]) -> list[str]:
         name
         for name, feature in features.items()
         if feature.get("dtype") not in ("video", "image", "string")
-        and len(feature.get("shape", ())) == 1
+        and len(feature.get("shape") or ()) == 1
         and name not in own
         and not name.startswith("next.")
     ]
@@ -135,23 +140,24 @@ def _columns(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 def _bounds(path: Path, frames: dict[str, np.ndarray]) -> list[tuple[int, int]]:
     """First row and one past the last row of each episode, as ``meta/episodes`` says, checked against the frames."""
     tables = [_columns(file, ("episode_index", "length")) for file in _tables(path, "meta/episodes")]
-    episode, length = (
-        np.concatenate([table[name] for table in tables]).astype(np.int64) for name in ("episode_index", "length")
-    )
+    episode, length = (np.concatenate([table[name] for table in tables]) for name in ("episode_index", "length"))
+    where = path / "meta" / "episodes"
+    for name, values in (("episode_index", episode), ("length", length)):
+        if values.dtype.kind not in "iu" or values.ndim != 1:
+            raise DataError(f"{where}: {name}: found {values.dtype} of shape {values.shape}, expected whole numbers")
     if not np.array_equal(episode, np.arange(len(episode))) or (length < 1).any():
+        raise DataError(f"{where}: expected episodes 0, 1, ... of at least one frame each, in order")
+    claimed, count = sum(length.tolist()), len(frames["episode_index"])
+    if count != claimed:
         raise DataError(
-            f"{path / 'meta' / 'episodes'}: expected episodes 0, 1, ... of at least one frame each, in order"
+            f"{path / 'data'}: found {count} frames, expected {claimed} as in meta/episodes; "
+            "the copy or download may be incomplete"
         )
     for name, expected in {
         "episode_index": np.repeat(episode, length),
         "frame_index": np.concatenate([np.arange(n) for n in length]),
     }.items():
         found = frames[name].reshape(-1)
-        if len(found) != len(expected):
-            raise DataError(
-                f"{path / 'data'}: found {len(found)} frames, expected {len(expected)} as in meta/episodes; "
-                "the copy or download may be incomplete"
-            )
         if not np.array_equal(found, expected):
             row = int(np.argmax(found != expected))
             raise DataError(

@@ -8,7 +8,6 @@ load in another.
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,8 @@ import h5py
 import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import Part, whole
+from dynarep.data.folders import parse_json
+from dynarep.data.readers.flat import Part, numbered, whole
 from dynarep.data.readers.hdf5 import array, chosen, opened
 from dynarep.data.readers.metadata import read_json
 from dynarep.data.schema import DataError
@@ -36,8 +36,7 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
     described = metadata(path)
     main = files(path)[0]
     with opened(main) as file:
-        numbers = sorted(int(name[8:]) for name in file if name.startswith("episode_") and name[8:].isdecimal())
-        names = [f"episode_{number}" for number in numbers]
+        names = numbered((name for name in file if name.startswith("episode_")), "episode_", str(main))
         parts = [whole(f"{main}: {name}", name, partial(_columns, file, main, name, card)) for name in names]
     counts = {"total_episodes": len(parts)}
     if not any(part.fault for part in parts):
@@ -80,10 +79,12 @@ def environment(path: Path) -> str | None:
     spec = metadata(path).get("env_spec")
     if spec is None:
         return None
-    try:
-        return str(json.loads(spec)["id"])
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{files(path)[1]}: env_spec: found {spec!r}, expected a JSON object with id") from None
+    where = f"{files(path)[1]}: env_spec"
+    values = parse_json(spec, where) if isinstance(spec, str) else spec
+    name = values.get("id") if isinstance(values, dict) else None
+    if not isinstance(name, str):
+        raise DataError(f"{where}: found {spec!r:.200}, expected JSON text of an object with the text id")
+    return name
 
 
 def local(name: str) -> Path | None:

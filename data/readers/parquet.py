@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from dynarep.configs.params import open_file
+from dynarep.data.readers.flat import check_expansion
 from dynarep.data.schema import DataError
+
+BYTES = 8
+"""Of a number, at most."""
 
 
 def read_table(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
@@ -28,11 +33,28 @@ def read_table(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     except ImportError:
         raise DataError(f"{path}: parquet needs the package pyarrow: pip install 'dynarep[parquet]'") from None
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with open_file(path) as content, pyarrow.parquet.ParquetFile(content) as file:
+            _check_expansion(path, file.metadata, names)
             table = file.read([name for name in file.schema_arrow.names if name in names])
+    except DataError:
+        raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError of names that are no text
         raise DataError(f"{path}: not a readable parquet file: {error}") from error
     return {name: _array(table[name], f"{path}: {name}") for name in table.column_names if name in names}
+
+
+def _check_expansion(path: Path, metadata: Any, names: Collection[str]) -> None:
+    """No column claims more numbers than its compressed bytes can explain."""
+    claimed: dict[str, int] = {}
+    stored: dict[str, int] = {}
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            name = chunk.path_in_schema.removesuffix(".list.element")
+            if name in names:
+                claimed[name] = claimed.get(name, 0) + BYTES * chunk.num_values
+                stored[name] = stored.get(name, 0) + chunk.total_compressed_size
+    for name, size in claimed.items():
+        check_expansion(f"{path}: {name}", size, stored[name])
 
 
 def _array(column: Any, where: str) -> np.ndarray:

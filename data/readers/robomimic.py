@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.readers.flat import Part, marks, whole
+from dynarep.data.readers.flat import Part, marks, numbered, whole
 from dynarep.data.readers.hdf5 import array, chosen, opened
 from dynarep.data.schema import DataError
 
@@ -70,7 +70,7 @@ def demonstrations(path: Path, file: h5py.File) -> list[str]:
     """Names of the groups ``data/demo_<i>`` in order.
 
     Raises:
-        DataError: if there are none, or one has another name.
+        DataError: if there are none, one has another name, or a number is missing.
     """
     data = file.get("data")
     names = list(data) if isinstance(data, h5py.Group) else []
@@ -78,7 +78,7 @@ def demonstrations(path: Path, file: h5py.File) -> list[str]:
     if wrong or not names:
         found = ", ".join(map(repr, wrong or file)) or "nothing"
         raise DataError(f"{path}: found {found}, expected groups data/demo_0, data/demo_1, ...")
-    return sorted(names, key=lambda name: int(name[5:]))
+    return numbered(names, "demo_", f"{path}: data")
 
 
 def demonstration(path: Path, file: h5py.File, name: str) -> h5py.Group:

@@ -106,8 +106,8 @@ class PretrainedModel(nn.Module, Generic[M]):
         self.source = source or model.kind
         self.metadata = dict(metadata or {})
         replicas = model.architecture.replicas
-        if not 0 <= replica < replicas:
-            raise ArtifactError(f"{self.source}: replica: found {replica}, expected 0 to {replicas - 1}")
+        if isinstance(replica, bool) or not isinstance(replica, int | np.integer) or not 0 <= replica < replicas:
+            raise ArtifactError(f"{self.source}: replica: found {replica!r}, expected 0 to {replicas - 1}")
         if replicas > 1:
             self.metadata["replica"] = replica
         self.model = model.replica_rows([replica])

@@ -27,9 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dynarep.configs.params import ParamsError, validate
+from dynarep.configs.params import LARGEST_NUMBER, MOST_LAYERS, MOST_REPLICAS, ParamsError, validate
 from dynarep.data.folders import unique_keys
 from dynarep.pipeline.nn.models import ActingModel, Encoder, Model
+from dynarep.pipeline.nn.networks import LARGEST
 from dynarep.pipeline.registry import find_model
 
 SCHEMA_VERSION = 2
@@ -49,12 +50,6 @@ TYPES = {
 
 NO_PATH = "path/to/this/folder"
 """Stands in the card of an artifact whose metadata has no path."""
-
-LARGEST = 1 << 28
-"""Weights that an architecture may ask for, at most."""
-
-LARGEST_NUMBER, MOST_REPLICAS, MOST_LAYERS = 1 << 24, 1 << 16, 256
-"""Bounds of the numbers of an architecture."""
 
 LARGEST_JSON, LARGEST_HEADER = 1 << 24, 1 << 20
 """Bytes of a JSON file and of the names in front of the weights, at most."""

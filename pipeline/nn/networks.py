@@ -30,6 +30,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "simplices": simplices,
 }
 
+LARGEST = 1 << 28
+"""Weights of a model, at most."""
+
 FEW_OUTPUTS = 16
 """Below it, MKL takes up to ten times as long for a product as for the transposed one."""
 
@@ -39,6 +42,9 @@ class StackedLinear(nn.Module):
 
     Weights start orthogonal (gain sqrt 2), Xavier-uniform or normal (deviation 0.02), every member drawn on its own;
     biases start at zero.
+
+    Raises:
+        ValueError: if there are no weights or more than ``LARGEST``.
     """
 
     def __init__(
@@ -53,6 +59,11 @@ class StackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.stack = tuple(stack)
+        shape = (*self.stack, inputs, outputs)
+        if min(shape) < 1 or math.prod(shape) > LARGEST:
+            raise ValueError(
+                f"a layer: found shape {shape}, expected axes of at least 1 with at most {LARGEST:,} weights"
+            )
         weight = torch.empty(math.prod(self.stack), inputs, outputs)
         for member in weight:
             if init == "orthogonal":

@@ -28,7 +28,7 @@ from dynarep.pipeline.playing.environments import (
 from dynarep.pipeline.playing.motion import Motion, load_motion
 from dynarep.pipeline.playing.play import BLOCK, EvaluateConfig, Rollouts, play_block
 from dynarep.pipeline.progress import episode_progress
-from dynarep.pipeline.tables import read_json
+from dynarep.pipeline.stored import read_json
 
 Load = Callable[[Path], ActingModel]
 

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynarep.configs.params import config
+from dynarep.configs.params import Name, config
 from dynarep.pipeline.nn.networks import Normaliser
 from dynarep.pipeline.transport import RELAXATION, sinkhorn, squared_distance
 
@@ -43,8 +43,8 @@ class MotionConfig:
             moments.
     """
 
-    dataset: str = "none"
-    space: str = "none"
+    dataset: Name = "none"
+    space: Name = "none"
 
     @property
     def named(self) -> bool:

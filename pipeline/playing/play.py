@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Name, config
 from dynarep.pipeline.fitted_q import FittedQConfig
 from dynarep.pipeline.playing.environments import (
     EvaluationError,
@@ -116,7 +116,7 @@ class EvaluateConfig:
     max_steps: int | None = Field(default=None, ge=1)
     snapshots: bool = False
     plane: tuple[int, int] | None = None
-    demonstrations: str = "none"
+    demonstrations: Name = "none"
     motion: MotionConfig = MotionConfig()
     recording: RecordingConfig = RecordingConfig()
     clips: ClipsConfig | None = None

@@ -27,7 +27,8 @@ from dynarep.pipeline.playing.scores import (
     ranking,
     rate_interval,
 )
-from dynarep.pipeline.tables import digits_apart, number_text, read_json
+from dynarep.pipeline.stored import read_json
+from dynarep.pipeline.tables import digits_apart, number_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,9 +40,6 @@ RANDOM_KIND = "random"
 
 SAME_KEYS = ("env", "env_options", "seed", "max_steps", "reference", "recording")
 """Of ``returns.json``, what all policies of a run have in common."""
-
-RETURNS_KEYS = (*SAME_KEYS[:-1], "versions", "policies")
-"""What every ``returns.json`` has; ``recording`` is there where one was judged on."""
 
 PLAYED_SCORES = (
     *("return_mean", "length_mean", "return_iqm", "return_low", "return_high"),
@@ -90,12 +88,12 @@ def gather(artifacts: Path, entries: Collection[str] | None = None) -> dict[str,
     kinds: dict[str, str] = {}
     for path in paths:
         entry, returns = path.parent.name, {"recording": None, **read_json(path)}
-        for key in RETURNS_KEYS:
-            if key not in returns:
-                raise ValueError(f"{path}: no {key!r}")
         for key in SAME_KEYS:
             if found and returns[key] != found[key]:
                 raise ValueError(f"{path}: {key} is {returns[key]!r}, {paths[0]} has {found[key]!r}")
+        for policy in returns["policies"]:
+            if policy.partition("@")[0] != entry:
+                raise ValueError(f"{path}: policies: found {policy!r}, expected {entry} and its snapshots")
         owners |= dict.fromkeys(returns["policies"], entry)
         found = {**returns, "policies": {**found.get("policies", {}), **returns["policies"]}}
         metadata = artifacts / "learn" / entry / "metadata.json"

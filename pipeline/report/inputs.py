@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from dynarep.configs.params import open_file, read_file
+from dynarep.pipeline import stored
 from dynarep.pipeline.playing.scores import normalised_score, ranking
 from dynarep.pipeline.playing.summary import (
     ACTION_ERROR,
@@ -32,6 +31,9 @@ from dynarep.pipeline.playing.summary import (
 
 SECTIONS = ("pretrain", "relabel", "learn")
 """Sections of entries, in the order of the chain."""
+
+LARGEST_BYTES = 1 << 28
+"""Of a table or picture that is read."""
 
 NONE = "none"
 """Stands for an input that an entry does without."""
@@ -61,26 +63,40 @@ def read_text(path: Path) -> str:
     Raises:
         MissingInputError: if there is none.
     """
+    return read_bytes(path).decode()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file.
+
+    Raises:
+        MissingInputError: if there is none.
+        ReportError: if it is no regular file, or too large.
+    """
     try:
-        return path.read_text()
+        return read_file(path, LARGEST_BYTES)
     except FileNotFoundError:
         raise MissingInputError(path) from None
+    except OSError as error:
+        raise ReportError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ``read_text`` and ``ReportError`` otherwise."""
+    """A JSON object; ``MissingInputError`` and ``ReportError`` as ``read_bytes``, and if it has not the form of its name."""
+    if not path.exists():
+        raise MissingInputError(path)
     try:
-        values = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ReportError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+        return stored.read_json(path)
+    except ValueError as error:
+        raise ReportError(str(error)) from None
 
 
 def read_table(path: Path, *columns: str) -> dict[str, list[str]]:
     """Columns of a TSV file with a header, among them ``columns``."""
-    header, *rows = list(csv.reader(io.StringIO(read_text(path)), delimiter="\t")) or [[]]
+    try:
+        header, *rows = list(csv.reader(io.StringIO(read_text(path), newline=""), delimiter="\t")) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ReportError(f"{path}: not a table: {error}") from None
     missing = [column for column in columns if column not in header]
     if missing:
         raise ReportError(f"{path}: no column {missing[0]!r}; found {', '.join(header) or 'nothing'}")
@@ -99,18 +115,28 @@ def numbers(path: Path, column: str, texts: Iterable[str]) -> NDArray[np.float64
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """Arrays of an npz file, among them ``names``."""
+    """Arrays of an npz file, among them ``names``: texts, and numbers, finite but for a ``return`` that nobody recorded."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
+        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
     except FileNotFoundError:
         raise MissingInputError(path) from None
-    except (OSError, ValueError, BadZipFile) as error:
+    except (
+        Exception
+    ) as error:  # ValueError, OSError, BadZipFile, EOFError, TypeError of a lone array, ... by the damage
         raise ReportError(f"{path}: not a readable npz file: {error}") from None
     missing = set(names) - set(arrays)
     if missing:
         raise ReportError(f"{path}: no array {min(missing)!r}; found {', '.join(arrays)}")
+    for name, values in arrays.items():
+        if values.dtype.kind not in "fiubU" or (name != "return" and not finite(values)):
+            raise ReportError(f"{path}: {name}: found {values.dtype}, expected finite numbers or text")
     return arrays
+
+
+def finite(values: NDArray[Any]) -> bool:
+    """Whether all numbers of an array are; texts are."""
+    return values.dtype.kind == "U" or bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True)
@@ -182,14 +208,14 @@ class Artifacts:
         shards = read_json(index).get("shards") or [{}]
         path = index.parent / str(shards[0].get("file", "shard-000000.tar"))
         try:
-            with tarfile.open(path) as shard:
+            with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
                 for member in shard:
                     content = shard.extractfile(member)
                     if content is not None and member.name.endswith(".safetensors"):
                         return np.asarray(load(content.read())["observations"], np.float32)
         except FileNotFoundError:
             raise MissingInputError(path) from None
-        except (tarfile.TarError, SafetensorError, KeyError, OSError) as error:
+        except Exception as error:  # TarError, SafetensorError, KeyError, OSError, ... by the damage
             raise ReportError(f"{path}: not a shard of episodes: {error}") from None
         raise ReportError(f"{path}: holds no episode")
 
@@ -262,8 +288,6 @@ def read_scores(artifacts: Artifacts) -> Scored:
     try:
         raw = gather(artifacts.root, artifacts.entries.get("learn"))
         scored = Scored(artifacts, raw, summarise(raw))
-    except (KeyError, TypeError, IndexError) as error:
-        raise ReportError(f"{artifacts.root / 'evaluate'}: not what the evaluation writes: {error!r}") from None
     except ValueError as error:
         raise ReportError(str(error)) from None
     if not scored.learned:

@@ -128,6 +128,10 @@ def _maps(artifacts: Artifacts, name: str) -> str:
         raise ReportError(f"{path}: {len(latents)} latents, {len(episode)} episodes and {len(step)} steps")
     if not len(latents):
         return missing_note(artifacts, path, "states in ")
+    returns = stored["return"]
+    known = episode.dtype.kind in "iu" and returns.ndim == 1 and 0 <= episode.min() <= episode.max() < len(returns)
+    if latents.ndim != 2 or not known:
+        raise ReportError(f"{path}: found latents {latents.shape} and episodes that are not 0 to {returns.size - 1}")
     colourings = {"step of the episode": step.astype(float), "return of the episode": stored["return"][episode]}
     projections = {"PCA": _pca}
     if find_spec("umap") is not None and artifacts.kind("pretrain", name) not in UNLEARNED_KINDS:

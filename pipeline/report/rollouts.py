@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -10,7 +11,7 @@ from typing import Any
 
 from dynarep.pipeline.playing.summary import headline
 from dynarep.pipeline.report.html import count, data_uri, listing, missing_note, note
-from dynarep.pipeline.report.inputs import Artifacts, MissingInputError, ReportError, Scored, read_json
+from dynarep.pipeline.report.inputs import Artifacts, MissingInputError, ReportError, Scored, read_bytes, read_json
 
 EXPERT = "demonstrations"
 
@@ -68,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
         else ("seconds_per_frame", "file", "frames", "steps", "reward", "ended")
     )
     for field in wanted:
-        if field not in clip:
+        if field != "reward" and clip.get(field) is None:
             raise ReportError(f"{path}: no {field!r}")
     return clip
 
@@ -117,12 +118,11 @@ def _film(film: _Film, score: str, episode: tuple[float, int] | None) -> str:
 
 def _strip(path: Path) -> tuple[bytes, tuple[int, int]]:
     """Content and size of a picture."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    content = read_bytes(path)
     try:
-        with Image.open(path) as strip:
-            return path.read_bytes(), strip.size
-    except FileNotFoundError:
-        raise MissingInputError(path) from None
-    except UnidentifiedImageError:
-        raise ReportError(f"{path}: not a picture") from None
+        with Image.open(io.BytesIO(content), formats=("WEBP",)) as strip:
+            return content, strip.size
+    except Exception as error:  # UnidentifiedImageError, DecompressionBombError, ... by the damage
+        raise ReportError(f"{path}: not a picture: {error}") from None

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from dynarep.configs.params import open_file, read_file
+
 
 def seal(path: Path) -> None:
     """Write the digest of a checkpoint beside it."""
@@ -15,14 +17,14 @@ def seal(path: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 def is_sealed(path: Path) -> bool:
     """Whether a checkpoint is what was written."""
     mark = path.with_suffix(".sha256")
-    return mark.is_file() and mark.read_text() == _digest(path)
+    return mark.is_file() and read_file(mark, 64).decode() == _digest(path)
 
 
 def saved_updates(path: Path, key: str, code: str) -> int | None:

@@ -22,13 +22,19 @@ class TrainingConfig:
     """Updates between checkpoints for resuming, rounded up to whole chunks."""
     gradient_clip: float | None = Field(default=None, gt=0)
     """Largest gradient norm of one replica."""
-    snapshots: int = Field(default=1, ge=1)
-    """Parts of the run after each of which the model is kept; the last one is the result."""
+    snapshots: int = Field(default=1, ge=1, le=1000)
+    """Parts of the run after each of which the model is kept, at most one for each update; the last one is the result."""
     compile: bool | None = None
     """Compile losses and gradients into one graph (faster updates after seconds of compiling). By default trainings of at
     least ``COMPILE_FROM`` updates are, where PyTorch can; the last bits of the result depend on it."""
     average_rate: float = Field(default=1.0, gt=0, le=1)
     """Rate per update at which the model that is kept follows the trained one (Polyak averaging); 1 keeps the latter."""
+
+    def __post_init__(self) -> None:
+        if self.snapshots > self.updates:
+            raise ValueError(
+                f"snapshots: found {self.snapshots}, expected at most {self.updates}, the number of updates"
+            )
 
     @property
     def snapshot_updates(self) -> tuple[int, ...]:

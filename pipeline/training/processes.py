@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch", bound="DataclassInstance")
 
+NODES = ("WORLD_SIZE", "RANK", "NODE_RANK", "SLURM_NTASKS")
+"""Variables of which one tells a process which part of several nodes it is."""
+
 
 @config
 class TrainerConfig:
@@ -59,11 +62,16 @@ def process_rank(devices: int = 1, environment: Mapping[str, str] = os.environ) 
 
 
 def check_processes(trainer: TrainerConfig, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse to train where another number of processes was started than ``trainer`` says.
+    """Refuse to train where another number of processes was started than ``trainer`` says, or nothing says which node this is.
 
     Raises:
-        ValueError: naming both numbers.
+        ValueError: naming both numbers, or the variables of which one is missing.
     """
+    if trainer.num_nodes > 1 and not any(name in environment for name in NODES):
+        raise ValueError(
+            f"trainer.num_nodes: found {trainer.num_nodes}, but none of {', '.join(NODES)} is set, so this process would wait "
+            "for the others; start it with torchrun or SLURM as docs/clusters.md says"
+        )
     for name in ("WORLD_SIZE", "SLURM_NTASKS"):
         started = int(environment.get(name, trainer.processes))
         if started != trainer.processes and (name == "WORLD_SIZE" or trainer.processes > 1):

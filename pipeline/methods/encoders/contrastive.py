@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.measures import Measured
 from dynarep.pipeline.method import EncoderMethod, Needs, Sources, World
 from dynarep.pipeline.nn.functional import Losses, effective_rank
@@ -43,7 +43,7 @@ class DynamicsConfig:
     """Hyper-parameters of the contrastive factorisation."""
 
     loss: Literal["quadratic", "ranking", "binary"] = "quadratic"
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     feature_dim: int = Field(default=256, gt=0)
     """k, the width of phi and mu."""
     learning_rate: float = Field(default=3e-4, gt=0)

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.data.sampling import goals
 from dynarep.pipeline.method import EncoderMethod, Sources, World
 from dynarep.pipeline.nn.functional import Losses, expectile_loss, polyak
@@ -36,7 +36,7 @@ from dynarep.pipeline.nn.networks import MLP, Normaliser
 class HILPConfig:
     """Hyper-parameters of HILP."""
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     latent_dim: int = Field(default=32, gt=0)
     gamma: float = Field(default=0.99, gt=0, lt=1)
     expectile: float = Field(default=0.95, gt=0, lt=1)

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.data.sampling import goal_and_intent
 from dynarep.pipeline.method import EncoderMethod, Sources, World
 from dynarep.pipeline.nn.functional import Losses, expectile_loss, polyak
@@ -38,7 +38,7 @@ class ICVFConfig:
     """Hyper-parameters of ICVF; the defaults are the published ones."""
 
     variant: Literal["icvf", "ailot"] = "icvf"
-    hidden: tuple[int, ...] = (256,)
+    hidden: Widths = (256,)
     """Widths before the output of phi, psi and T; AILOT's variant is published with (256, 256)."""
     latent_dim: int = Field(default=256, gt=0)
     """Width of phi, psi and T's outputs."""

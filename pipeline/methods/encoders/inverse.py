@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.data.resident import Batch
 from dynarep.pipeline.method import EncoderMethod, Needs, Sources, World
 from dynarep.pipeline.nn.functional import Losses
@@ -38,7 +38,7 @@ CHANGE = 3.0
 class InverseConfig:
     """Hyper-parameters of the inverse model."""
 
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: Widths = (128, 128)
     """Of the head."""
     latent_dim: int = Field(default=16, gt=0)
     lasso: float = Field(default=1e-3, ge=0)

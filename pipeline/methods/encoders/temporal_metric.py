@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.measures import Measured, measure_space
 from dynarep.pipeline.method import EncoderMethod, Sources, World
 from dynarep.pipeline.nn.functional import Losses
@@ -48,7 +48,7 @@ Head = Literal["euclidean", "interval"]
 class TemporalMetricConfig:
     """Hyper-parameters of the temporal metric."""
 
-    hidden: tuple[int, ...] = (128, 128)
+    hidden: Widths = (128, 128)
     latent_dim: int = Field(default=32, gt=0)
     """Numbers in a point; with ``interval`` a multiple of ``INTERVALS``."""
     head: Head = "euclidean"

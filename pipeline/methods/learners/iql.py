@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.method import Learner, Needs, Sources, World
 from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.nn.functional import Losses, expectile_loss, gaussian_log_prob, polyak
@@ -39,7 +39,7 @@ from dynarep.pipeline.nn.networks import MLP, Normaliser
 class IQLConfig:
     """Hyper-parameters of IQL; the defaults are those for MuJoCo locomotion."""
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     normalise: bool = True
     gamma: float = Field(default=0.99, gt=0, lt=1)
     expectile: float = Field(default=0.7, gt=0, lt=1)

@@ -40,7 +40,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.data.resident import Batch, TransitionTable
 from dynarep.pipeline.cloning import Cloning
 from dynarep.pipeline.factorisation import Factorisation
@@ -57,7 +57,7 @@ Divergence = Literal["kl", "chi_square"]
 class SMODICEConfig:
     """Hyper-parameters; the defaults are SMODICE's, but for the bound on the weights."""
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     """Of all three networks."""
     observe: Literal["states", "state_actions"] = "states"
     """What the discriminator compares: ``states`` (SMODICE) needs no expert actions, ``state_actions`` is DemoDICE."""

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.method import Learner, Needs, Sources, World
 from dynarep.pipeline.methods.policies.deterministic import Policy
 from dynarep.pipeline.nn.functional import Losses, polyak
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 class TD3BCConfig:
     """Hyper-parameters of TD3+BC; the defaults are the published ones."""
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     gamma: float = Field(default=0.99, gt=0, lt=1)
     alpha: float = Field(default=2.5, ge=0)
     """Weight of Q beside the cloning term; 0 clones."""

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import Field, Widths, config
 from dynarep.data.schema import Episode
 from dynarep.pipeline.labelling import Judgement, Labelled, Reward, at_rows, centred, fitting, moments
 from dynarep.pipeline.method import Phase, Sources
@@ -47,7 +47,7 @@ from dynarep.pipeline.nn.networks import MLP
 class RNDConfig:
     """Hyper-parameters of rewards by random network distillation; the defaults are published for locomotion."""
 
-    hidden: tuple[int, ...] = (256, 256)
+    hidden: Widths = (256, 256)
     """Widths of both networks."""
     embedding_dim: int = Field(default=32, gt=0)
     """Numbers that the target puts out."""

@@ -1,0 +1,182 @@
+"""What the JSON files beside weights hold, as far as other stages and the report read them: types and ranges by file name.
+
+Keys that nobody reads are left alone, so that an older or newer file of the same form is read, too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from dynarep.configs.params import NAME
+from dynarep.data.folders import parse_json, read_content
+
+JSON_BYTES = 1 << 28
+"""Largest file that is read."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Table = Annotated[list[Annotated[list[Finite | None], Field(min_length=1)]], Field(min_length=1)]
+Policy = Annotated[str, Field(pattern=f"^(?:{NAME.pattern})(?:@[0-9]+)?$")]
+"""Name of a policy, or of a snapshot of it."""
+
+_stored = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+
+
+@_stored
+class Played:
+    """Numbers of one policy, (replicas, episodes) each; null where one is not known.
+
+    ``returns`` to ``distances`` are of episodes in an environment, ``errors`` and ``fitted_q`` of those of a recording.
+    """
+
+    returns: list[Annotated[list[Finite], Field(min_length=1)]] | None = Field(default=None, min_length=1)
+    lengths: list[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]] | None = None
+    successes: Table | None = None
+    distances: Table | None = None
+    errors: Table | None = None
+    fitted_q: Table | None = None
+    seen: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.returns is None and self.errors is None:
+            raise ValueError("returns, errors: found neither, expected episodes of an environment or of a recording")
+        for keys in (("returns", "lengths", "successes", "distances"), ("errors", "fitted_q")):
+            first = getattr(self, keys[0])
+            shape = [] if first is None else [len(row) for row in first]
+            for key in keys:
+                table = getattr(self, key)
+                if table is None and (first is None or key != "lengths"):
+                    continue
+                found = [] if table is None else [len(row) for row in table]
+                if found != shape or len(set(shape)) > 1:
+                    raise ValueError(
+                        f"{key}: found rows of {found} numbers, expected equally many in all rows and tables"
+                    )
+
+
+@_stored
+class Returns:
+    """``returns.json`` of an evaluation."""
+
+    env: str
+    env_options: dict[str, Any]
+    seed: Count
+    plane: list[Count] | None = Field(default=None, min_length=2, max_length=2)
+    max_steps: Count | None
+    reference: list[Finite] | None = Field(min_length=2, max_length=2)
+    recording: dict[str, Any] | None = None
+    versions: dict[str, str]
+    policies: dict[Policy, Played] = Field(min_length=1)
+
+    def __post_init__(self) -> None:
+        if self.reference is not None and not self.reference[0] < self.reference[1]:
+            raise ValueError(f"reference: found {self.reference}, expected the larger number second")
+
+
+@_stored
+class Clip:
+    """``clip.json`` of a film, or of the reason why there is none."""
+
+    seconds_per_frame: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    notice: str = ""
+    file: Annotated[str, Field(pattern=f"^(?:{NAME.pattern})(?:@[0-9]+)?\\.webp$")] | None = None
+    frames: Annotated[int, Field(ge=1)] | None = None
+    steps: Count | None = None
+    reward: Finite | None = None
+    ended: bool | None = None
+    dataset: str | None = None
+    episode: str | None = None
+
+
+@_stored
+class Metadata:
+    """``metadata.json`` of an artifact."""
+
+    kind: str | None = None
+    version: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    datasets: dict[str, str] = Field(default_factory=dict)
+    dataset: str | None = None
+    demonstrations: str | None = None
+    rewards: str | None = None
+    saw: dict[str, str] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for section in ("pretrain", "relabel", "learn"):
+            entries = self.params.get(section)
+            values = entries.values() if isinstance(entries, dict) else [entries]
+            if not all(value is None or isinstance(value, dict) for value in values):
+                raise ValueError(f"params.{section}: found {entries!r:.200}, expected a map of entries")
+
+
+@_stored
+class Metrics:
+    """``metrics.json``."""
+
+    dataset: str | None = None
+    returns: list[Finite] | None = None
+    spearman_true_return: Finite | None = None
+
+
+@_stored
+class Config:
+    """``config.json`` of a model."""
+
+    kind: str | None = None
+    sha256: str | None = None
+
+
+@_stored
+class IndexedShard:
+    """A shard in an index."""
+
+    file: Annotated[str, Field(pattern="^shard-[0-9]+\\.tar$")] | None = None
+    episodes: list[str] = Field(default_factory=list)
+
+
+@_stored
+class Index:
+    """``index.json`` of a prepared dataset, without what ``dynarep.data.shards`` checks before it is used."""
+
+    transitions: Count
+    shards: list[IndexedShard] = Field(min_length=1)
+    env: str | None = None
+    returns: list[Finite] | None = None
+
+
+FORMS: dict[str, type] = {
+    "returns.json": Returns,
+    "clip.json": Clip,
+    "metadata.json": Metadata,
+    "metrics.json": Metrics,
+    "config.json": Config,
+    "index.json": Index,
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; a file of ``FORMS`` has its form.
+
+    Raises:
+        ValueError: if the file is missing, no regular file, too large, or holds something else; it names file and field.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    content = read_content(path, JSON_BYTES)
+    values = parse_json(content, path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    if path.name in FORMS:
+        try:
+            TypeAdapter(FORMS[path.name]).validate_json(content, strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "missing":
+                raise ValueError(f"{path}: no {place!r}") from None
+            raise ValueError(f"{path}: {place}: found {problem['input']!r:.200}: {problem['msg']}") from None
+    return values
