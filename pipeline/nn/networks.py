@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 Initialisation = Literal["orthogonal", "xavier_uniform"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": nn.functional.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+}
 
 FEW_OUTPUTS = 16
 """Below it, MKL takes up to ten times as long for a product as for the transposed one."""
@@ -68,6 +72,19 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(x, weight)
 
 
+class StackedLayerNorm(nn.Module):
+    """LayerNorm with scale and shift of each member of a stack: (*stack, B, width) -> the same."""
+
+    def __init__(self, stack: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(*stack, 1, width))
+        self.shift = nn.Parameter(torch.zeros(*stack, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return nn.functional.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
+
+
 class MLP(nn.Module):
     """Stacked multi-layer perceptron.
 
@@ -77,8 +94,10 @@ class MLP(nn.Module):
         hidden_activation: after each layer but the last.
         final_activation: after the last layer, or None.
         layer_norm: LayerNorm without affine parameters after each hidden activation.
+        norm_first: LayerNorm with affine parameters before each hidden activation.
         final_bias: whether the last layer has a bias.
         init: weight initialisation of every layer.
+        hidden_gain: gain of the orthogonal initialisation of all layers but the last.
         final_gain: gain of the last layer's orthogonal initialisation.
     """
 
@@ -90,8 +109,10 @@ class MLP(nn.Module):
         hidden_activation: str = "relu",
         final_activation: str | None = None,
         layer_norm: bool = False,
+        norm_first: bool = False,
         final_bias: bool = True,
         init: Initialisation = "orthogonal",
+        hidden_gain: float = math.sqrt(2.0),
         final_gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -103,10 +124,11 @@ class MLP(nn.Module):
                 outputs,
                 bias=final_bias or i < last,
                 init=init,
-                gain=math.sqrt(2.0) if i < last else final_gain,
+                gain=hidden_gain if i < last else final_gain,
             )
             for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
         )
+        self.norms = nn.ModuleList(StackedLayerNorm(stack, width) for width in sizes[1:-1] if norm_first)
         self.hidden_activation = ACTIVATIONS[hidden_activation]
         self.final_activation = ACTIVATIONS[final_activation] if final_activation else None
         self.layer_norm = layer_norm
@@ -115,8 +137,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*stack, B, sizes[0]) to (*stack, B, sizes[-1])."""
-        for layer in self.layers[:-1]:
-            x = self.hidden_activation(layer(x))
+        for i, layer in enumerate(self.layers[:-1]):
+            x = layer(x)
+            x = self.hidden_activation(self.norms[i](x) if self.norms else x)
             if self.layer_norm:
                 x = nn.functional.layer_norm(x, x.shape[-1:])
             if self.dropout and self.training:
@@ -148,6 +171,40 @@ class Normaliser(nn.Module):
     def inverse(self, x: Tensor) -> Tensor:
         """What ``forward`` made x of."""
         return x * (self.std + 1e-3) + self.mean
+
+
+class RunningNormaliser(nn.Module):
+    """Standardises by what each replica has seen so far, (x - mean) / sqrt(variance + 1e-8), cut to [-10, 10].
+
+    Args:
+        replicas: R.
+        dim: numbers in a point.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, replicas: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(replicas, 1, dim))
+        self.register_buffer("variance", torch.ones(replicas, 1, dim))
+        self.register_buffer("count", torch.zeros(replicas, 1, 1))
+
+    @torch.no_grad()
+    def see(self, x: Tensor) -> None:
+        """Add (R, B, dim) to the statistics (Chan, Golub and LeVeque 1979)."""
+        size = x.shape[1]
+        total = self.count + size
+        difference = x.mean(1, keepdim=True) - self.mean
+        squares = self.variance * self.count + x.var(1, keepdim=True, correction=0) * size
+        self.variance.copy_((squares + difference.square() * self.count * size / total) / total)
+        self.mean.add_(difference * size / total)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise (R or 1, B, dim): (R, B, dim)."""
+        return ((x - self.mean) * (self.variance + 1e-8).rsqrt()).clamp(-10.0, 10.0)
 
 
 class ActionScale(nn.Module):
