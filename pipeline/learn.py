@@ -309,7 +309,9 @@ def _check(
 
 def _check_acting(entry: Entry[LearnInputs], replay: Replay, run: Run) -> None:
     if run.trainer.processes > 1:
-        raise ValueError(f"trainer: found {run.trainer.processes} processes, expected one; {entry.kind} acts while it learns")
+        raise ValueError(
+            f"trainer: found {run.trainer.processes} processes, expected one; {entry.kind} acts while it learns"
+        )
     size = cast(TrainingConfig, entry.inputs.training).batch_size
     for key in ("random_steps", "capacity"):
         found = getattr(replay.settings, key)

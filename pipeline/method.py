@@ -45,6 +45,7 @@ class Needs:
         environment: what it acts in while it learns; the role ``dataset`` is then its own steps, after those of the entry's
             dataset if it names one.
         without: inputs that an entry may set to ``none``: ``dataset``, ``demonstrations``, ``rewards``.
+        dataset: whether it can read a dataset at all.
     """
 
     actions: tuple[str, ...] = ()
@@ -55,6 +56,7 @@ class Needs:
     gamma: float = 0.99
     environment: CollectionConfig | None = None
     without: tuple[str, ...] = ()
+    dataset: bool = True
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups, ``{"params": [...], "lr": float}``; ``"cosine": True`` lets the rate decay to zero, and
-        ``"clip"`` limits the norm of each replica's gradient of the group."""
+        """Optimiser groups, ``{"params": [...], "lr": float}``.
+
+        ``"cosine": True`` lets the rate decay to zero; ``"clip"`` limits the norm of each replica's gradient of the group.
+        """
         raise NotImplementedError
 
     def after_update(self) -> None:

@@ -84,7 +84,7 @@ class ActingBatch:
 
 
 def temperature_of(logarithm: Tensor) -> Tensor:
-    """alpha = softplus(l) + 1e-10, elementwise."""
+    """The temperature alpha = softplus(l) + 1e-10, elementwise."""
     return nn.functional.softplus(logarithm) + 1e-10
 
 
@@ -202,9 +202,7 @@ class SoftActorCritic(Learner):
         with torch.no_grad():
             next_action, next_log_prob = policy.sample(batch.next_observations, next_noise)
             next_q = self.target_critic(_pair(s_next, next_action)).squeeze(-1)
-            target = critic_target(
-                batch.rewards, c.gamma * (1.0 - batch.terminated), next_q, next_log_prob, fixed
-            )
+            target = critic_target(batch.rewards, c.gamma * (1.0 - batch.terminated), next_q, next_log_prob, fixed)
         q = self.critic(_pair(s, policy.scale(batch.actions))).squeeze(-1)
         action, log_prob = policy.sample(batch.observations, noise)
         constant = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
