@@ -21,7 +21,7 @@ from dynarep.pipeline.entries import Entry, LearnInputs
 from dynarep.pipeline.method import Learner, Needs, Sources, World
 from dynarep.pipeline.nn.functional import return_range_scale
 from dynarep.pipeline.nn.models import ActingModel, Encoder
-from dynarep.pipeline.playing.environments import family, simulator_versions
+from dynarep.pipeline.playing.environments import CollectionConfig, family, simulator_versions
 from dynarep.pipeline.playing.replay import Explorer, Replay
 from dynarep.pipeline.sources import Source
 from dynarep.pipeline.training.config import TrainingConfig
@@ -106,8 +106,9 @@ def learn(
         saw = {**saw, "other": f"{saw['other']}, also through {' and '.join(needs.encoder)}"}
     facts = learner.facts()
     if replay is not None:
-        facts = {**facts, "interaction": interaction(replay)}
-        saw = {**saw, "steps": f"{replay.steps:,} in {replay.settings.env}"}
+        steps = replay.steps_after(cast(TrainingConfig, inputs.training).updates)
+        facts = {**facts, "interaction": interaction(replay.settings, steps)}
+        saw = {**saw, "own steps": f"{steps:,} in {replay.settings.env}"}
     policy = cast(ActingModel, learner.export().eval().requires_grad_(False))
     return policy, {"saw": saw, **facts}
 
@@ -159,14 +160,13 @@ def _begin_with(
     replay.fill(replace(rows, rewards=scaled), cast(Explorer, learner))
 
 
-def interaction(replay: Replay) -> dict[str, Any]:
-    """What a policy's metadata say of the steps it made."""
-    settings = replay.settings
+def interaction(settings: CollectionConfig, steps: int) -> dict[str, Any]:
+    """What a policy's metadata say of the steps that each replica made."""
     options = {**family(settings.env).options, **settings.env_options}
     return {
         "env": settings.env,
         "env_options": options,
-        "steps": replay.steps,
+        "steps": steps,
         "versions": simulator_versions(settings.env),
     }
 

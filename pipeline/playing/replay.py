@@ -58,8 +58,11 @@ class _Simulation:
         """Start the next episode."""
         self.episode, self.length, self.total = self.episode + 1, 0, 0.0
         seed = int(np.random.SeedSequence((*self.seed, self.episode)).generate_state(1)[0])
-        with seeded(seed):
-            observation, _ = self.environment.reset(seed=seed)
+        try:
+            with seeded(seed):
+                observation, _ = self.environment.reset(seed=seed)
+        except Exception as error:
+            raise self._failed(f"reset: {type(error).__name__}: {error}") from error
         self.observation = np.asarray(observation, np.float32)
         self._check(self.observation, "the observation at the start of an episode")
 
