@@ -91,7 +91,8 @@ def learn(
             if replay is not None:
                 if dataset is not None:
                     _begin_with(replay, tables["dataset"](), factor, scaled, inputs, learner)
-                tables["dataset"] = lambda: replay.table
+                steps = replay.table
+                tables["dataset"] = lambda: steps
             sources = Sources(tables, run.replicas, 1, device, scaled)
             learner.prepare(sources)
             if method.trains:
@@ -106,9 +107,9 @@ def learn(
         saw = {**saw, "other": f"{saw['other']}, also through {' and '.join(needs.encoder)}"}
     facts = learner.facts()
     if replay is not None:
-        steps = replay.steps_after(cast(TrainingConfig, inputs.training).updates)
-        facts = {**facts, "interaction": interaction(replay.settings, steps)}
-        saw = {**saw, "own steps": f"{steps:,} in {replay.settings.env}"}
+        made_steps = replay.steps_after(cast(TrainingConfig, inputs.training).updates)
+        facts = {**facts, "interaction": interaction(replay.settings, made_steps)}
+        saw = {**saw, "own steps": f"{made_steps:,} in {replay.settings.env}"}
     policy = cast(ActingModel, learner.export().eval().requires_grad_(False))
     return policy, {"saw": saw, **facts}
 

@@ -68,7 +68,8 @@ class DAC(PointReward):
     def reward_loss(self, expert: Tensor, agent: Tensor) -> Losses:
         """The loss of the discriminator and its penalty."""
         c = self.config
-        d_expert, d_agent = self.reward_of(torch.cat([expert, agent], 1)).split([expert.shape[1], agent.shape[1]], 1)
+        logits = self.reward_of(torch.cat([expert, agent], 1))
+        d_expert, d_agent = logits[:, : expert.shape[1]], logits[:, expert.shape[1] :]
         told_apart = (binary_loss if c.divergence == "binary" else wasserstein_loss)(d_expert, d_agent)
         size = agent.shape[1]
         other = expert.repeat(1, math.ceil(size / expert.shape[1]), 1)[:, :size]

@@ -85,7 +85,7 @@ def target_histogram(values: Tensor, bins: int, half_range: float, smoothing: fl
     edges = torch.linspace(-half_range, half_range, bins + 1, device=values.device, dtype=values.dtype)
     sigma = smoothing * 2.0 * half_range / bins
     below = torch.erf((edges - values.unsqueeze(-1)) / (math.sqrt(2.0) * sigma))
-    return below.diff(dim=-1) / (below[..., -1:] - below[..., :1] + 1e-6)
+    return torch.diff(below, dim=-1) / (below[..., -1:] - below[..., :1] + 1e-6)
 
 
 def hl_gauss_potential(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +116,8 @@ def quantile_reward(potential: Tensor, quantiles: Tensor, shape: str) -> Tensor:
         shape: ``symexp``, -sign(u) (e^|u| - 1), or ``linear``, -u.
     """
     low, middle, high = quantiles
-    u = (potential - middle) / (high - low).clamp(min=1e-10)
-    grown = -u if shape == "linear" else -u.sign() * torch.expm1(u.abs())
+    u: Tensor = (potential - middle) / (high - low).clamp(min=1e-10)
+    grown: Tensor = -u if shape == "linear" else -u.sign() * torch.expm1(u.abs())
     return grown.clamp(-5.0, 5.0)
 
 
@@ -163,7 +163,7 @@ class NGT(PointReward):
     def reward_loss(self, expert: Tensor, agent: Tensor) -> Losses:
         """L."""
         both = self.potential(torch.cat([expert, agent], 1))[0]
-        of_expert, of_agent = both.split([expert.shape[1], agent.shape[1]], 1)
+        of_expert, of_agent = both[:, : expert.shape[1]], both[:, expert.shape[1] :]
         loss = transport_loss(of_expert, of_agent, self.config.ascent)
         means = {"expert_potential": of_expert, "agent_potential": of_agent}
         return Losses(loss, {"reward_loss": loss.detach(), **{name: h.detach().mean(-1) for name, h in means.items()}})
