@@ -116,7 +116,8 @@ class TestMethods:
         for field in dataclasses.fields(config):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(defaults, field.name, None)
-        assert dataclasses.replace(defaults) == defaults
+        if not hasattr(defaults, "environment"):  # its options are a mapping
+            hash(defaults)
         assert config.__doc__
 
     def test_it_does_not_take_the_names_of_inputs(self, room: str, kind: str) -> None:
