@@ -95,7 +95,7 @@ def fitted(model: NGT, expert: Tensor, agent: Tensor, updates: int, rate: float 
 def test_equal_distributions_give_no_loss_and_no_gradient_on_average(potential: Any) -> None:
     model = make(3, potential=potential, outputs=4)
     losses, gradients = [], []
-    for _ in range(400):
+    for _ in range(200):
         expert, agent = torch.randn(2, 2, 64, model.space.dim)
         loss = model.reward_loss(expert, agent).loss
         (gradient,) = torch.autograd.grad(loss.sum(), [model.predictor.weights[0]])
