@@ -152,7 +152,8 @@ class SoftActorCritic(Learner):
 
     def explore(self, observations: Tensor, noise: Tensor) -> Tensor:
         """Actions to try, (R, E, act_dim) within the bounds."""
-        return self.policy.scale.inverse(self.policy.sample(observations, noise)[0])
+        mean, log_std = self.policy.distribution(observations)
+        return self.policy.scale.inverse(torch.tanh(mean + log_std.exp() * noise))
 
     def observe(self, batch: Batch, starts: Tensor) -> Batch:
         """Add the states of new steps to the statistics; the steps are kept as they are."""
