@@ -217,7 +217,7 @@ def make_environment(
         environment = _flattened(env, environment, observations or kind.observations)
     elif observations is not None:
         raise EvaluationError(
-            f"evaluate.observations: found {', '.join(observations)}, but the observations of {env} are no dictionary"
+            f"observations: found {', '.join(observations)}, but the observations of {env} are no dictionary"
         )
     for name, space in (("observations", environment.observation_space), ("actions", environment.action_space)):
         if not isinstance(space, Box) or len(space.shape) != 1:
@@ -341,9 +341,7 @@ def _flattened(env: str, environment: Any, names: Sequence[str] | None) -> Any:
     entries = environment.observation_space.spaces
     for name in names or ():
         if name not in entries:
-            raise EvaluationError(
-                f"evaluate.observations: {env} has no {name!r}, expected some of {', '.join(entries)}"
-            )
+            raise EvaluationError(f"observations: {env} has no {name!r}, expected some of {', '.join(entries)}")
     chosen = {name: entries[name] for name in (names or sorted(entries))}
     for name, space in chosen.items():
         if not isinstance(space, Box) or len(space.shape) > 1:
