@@ -110,6 +110,8 @@ class DatasetCard:
         top: keep the n episodes of highest return, in recorded order, after ``max_return``; needs rewards.
         noise: numbers to append to every observation, after ``top``.
         stride: keep every n-th transition, after ``noise``.
+        stride_offset: with ``random`` begin each episode at one of its first n transitions, which its id decides; else at the
+            first.
         observations_only: drop actions and rewards; ``arrays`` of observations without any marks are one episode then.
     """
 
@@ -134,6 +136,7 @@ class DatasetCard:
     top: int | None = Field(None, gt=0)
     noise: Noise | None = None
     stride: int | None = Field(None, gt=0)
+    stride_offset: Literal["random"] | None = None
     observations_only: bool = False
 
     def __post_init__(self) -> None:
@@ -162,6 +165,8 @@ class DatasetCard:
         for key, formats in FORMAT_KEYS.items():
             if getattr(self, key) is not None and self.format not in formats:
                 raise ValueError(f"{key}: only for format {' and '.join(formats)}, this card has {self.format}")
+        if self.stride is None and self.stride_offset is not None:
+            raise ValueError(f"stride_offset: found {self.stride_offset!r} without stride, expected both")
         if self.dataset is None and self.mirrors is not None:
             raise ValueError("mirrors: only for a dataset given by name, this card has path")
 

@@ -334,7 +334,7 @@ def _build(name: str, tree: Mapping[str, DatasetCard], root: Path, engine: Clust
     if card.noise is not None:
         recording = replace(recording, episodes=[noisy(episode, card.noise) for episode in recording.episodes])
     if card.stride is not None:
-        recording = replace(recording, episodes=[strided(episode, card.stride) for episode in recording.episodes])
+        recording = replace(recording, episodes=[_strided(episode, card) for episode in recording.episodes])
     if card.observations_only:
         recording = _without_actions(recording)
     return replace(recording, env=card.env or recording.env)
@@ -425,14 +425,22 @@ def noisy(episode: Episode, noise: Noise) -> Episode:
     )
 
 
-def strided(episode: Episode, stride: int) -> Episode:
-    """Every ``stride``-th transition (s_t, a_t, r_t, s_{t+1}), t = 0, stride, 2 stride, ..., with its own successor.
+def _strided(episode: Episode, card: DatasetCard) -> Episode:
+    assert card.stride is not None
+    start = 0
+    if card.stride_offset == "random":
+        start = int(episode_generator(card.stride, episode.id).integers(min(card.stride, episode.length)))
+    return strided(episode, card.stride, start)
+
+
+def strided(episode: Episode, stride: int, start: int = 0) -> Episode:
+    """Every ``stride``-th transition (s_t, a_t, r_t, s_{t+1}), t = start, start + stride, ..., with its own successor.
 
     The result ends as the episode does if the last transition is among them; else the terminal state is not shown and
     the result is truncated. Its return is the sum over the kept transitions.
     """
-    kept = slice(None, None, stride)
-    complete = (episode.length - 1) % stride == 0
+    kept = slice(start, None, stride)
+    complete = (episode.length - 1 - start) % stride == 0
     return replace(
         episode,
         observations=episode.current[kept].copy(),

@@ -127,6 +127,10 @@ class TransitionTable:
             next_observations=parts[2],
         )
 
+    def random_rows(self, replicas: int, count: int, generator: torch.Generator) -> Tensor:
+        """Independent uniform rows for each replica: (replicas, count) int64."""
+        return torch.randint(len(self), (replicas, count), generator=generator, device=self.packed.device)
+
     def observations_at(self, index: Tensor) -> Tensor:
         """The states s_t of the transitions at ``index`` (any shape): (*, observation_dim)."""
         return self.observations.index_select(0, index.reshape(-1)).view(*index.shape, self.observation_dim)

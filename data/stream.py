@@ -368,6 +368,9 @@ class EpisodeBuffer:
         """Nothing: what is in the table follows from the update alone."""
         return {}
 
+    def restore(self, state: dict[str, object]) -> None:
+        """Do nothing."""
+
     def advance(self, update: int, policy: object = None) -> None:
         """Have ``table`` hold what belongs to an update, counted from 0 and never going back.
 

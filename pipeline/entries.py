@@ -221,7 +221,19 @@ def parse_entry(section: str, name: str, values: Any, where: str = "") -> Entry[
 
 def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str) -> None:
     needs = method.needs(c)
-    if needs.rewards and inputs.rewards == NONE:
+    for key in ("dataset", "demonstrations"):
+        if getattr(inputs, key) == NONE and key not in needs.without:
+            raise ParamsError(f"{where}.{key}: found none, expected a dataset; {method.kind} learns from it")
+    if not needs.dataset and inputs.dataset != NONE:
+        raise ParamsError(
+            f"{where}.dataset: found {inputs.dataset!r}, expected none; {method.kind} reads its own steps alone"
+        )
+    if "rewards" in needs.without and (inputs.rewards == NONE) != (inputs.dataset == NONE):
+        raise ParamsError(
+            f"{where}: found dataset {inputs.dataset!r} and rewards {inputs.rewards!r}, expected both or none; {method.kind} "
+            "begins with the transitions of a dataset and their rewards, or with nothing"
+        )
+    if needs.rewards and inputs.rewards == NONE and "rewards" not in needs.without:
         raise ParamsError(
             f"{where}.rewards: found none, expected an entry of relabel; {method.kind} learns from rewards"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -19,6 +21,9 @@ from dynarep.pipeline.entries import Entry, LearnInputs
 from dynarep.pipeline.method import Learner, Needs, Sources, World
 from dynarep.pipeline.nn.functional import return_range_scale
 from dynarep.pipeline.nn.models import ActingModel, Encoder
+from dynarep.pipeline.playing.environments import CollectionConfig, family, simulator_versions
+from dynarep.pipeline.playing.replay import Explorer, Replay
+from dynarep.pipeline.sources import Source
 from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.device import training_device
 from dynarep.pipeline.training.run import Run, digest, run_key
@@ -32,8 +37,8 @@ Rewards = Mapping[str, Tensor | NDArray[np.float32]]
 
 def learn(
     entry: Entry[LearnInputs],
-    dataset: Dataset,
-    demonstrations: Dataset,
+    dataset: Dataset | None,
+    demonstrations: Dataset | None,
     encoder: Encoder | None,
     rewards: Rewards | None,
     run: Run,
@@ -42,57 +47,135 @@ def learn(
 
     Args:
         entry: what to learn.
-        dataset: any episodes of the system.
-        demonstrations: expert episodes.
+        dataset: any episodes of the system; None where the entry names none.
+        demonstrations: expert episodes, likewise.
         encoder: the one that the entry names, if any.
         rewards: those that the entry names, if any.
         run: names, seeds and folders.
 
     Raises:
-        ValueError: if data it needs has no actions, or observation, action or replica counts disagree.
+        ValueError: if data it needs has no actions, observation, action or replica counts disagree, or the environment in which
+            it acts cannot be made or fails.
     """
     method, c, inputs = cast(type[Learner], entry.method), entry.config, entry.inputs
     needs = method.needs(c)
-    _check(entry, needs, dataset, demonstrations, encoder, run)
+    data = {"dataset": dataset, "demonstrations": demonstrations}
     torch.manual_seed(run.seed)
     device = training_device()
-    spec = demonstrations.spec if demonstrations.spec.action_dim else dataset.spec
-    moments = observation_moments(dataset, absorbing=needs.absorbing is not None)
-    bounds = spec.action_low, spec.action_high
-    latents = None if encoder is None else latent_moments(encoder, dataset)
-    world = World(run.replicas, *moments, *bounds, needs.absorbing is not None, encoder, latents)
-    try:
-        learner = method.build(c, world)
-        scaled = None if rewards is None else scaled_rewards(dataset, rewards, run.replicas, inputs).to(device)
-        tables = {"dataset": dataset, "demonstrations": demonstrations}
-        made: dict[str, TransitionTable] = {}
+    with ExitStack() as stack:
+        try:
+            replay = None
+            if needs.environment is not None:
+                replay = stack.enter_context(Replay(needs.environment, run.replicas, run.seed, device))
+                _check_acting(entry, replay, run)
+            form = _form(data, replay)
+            _check(entry, needs, data, form, encoder, run)
+            learner = method.build(c, _world(needs, dataset, form, encoder, run))
+            factor = scaled = None
+            if rewards is not None:
+                assert dataset is not None
+                factor = reward_factor(dataset, rewards, run.replicas, inputs)
+                scaled = scaled_rewards(dataset, rewards, run.replicas, inputs).to(device)
+            made: dict[str, TransitionTable] = {}
 
-        def table(role: str) -> TransitionTable:
-            if role not in made:
-                episodes = absorbed(
-                    tables[role].episodes, needs, EXPERT_STEPS if role == "demonstrations" else DATA_STEPS
-                )
-                made[role] = TransitionTable.from_episodes(episodes, device=device)
-            return made[role]
+            def table(role: str) -> TransitionTable:
+                found = data[role]
+                if found is None:
+                    raise ValueError(f"{role}: found none; {entry.kind} reads it")
+                if role not in made:
+                    steps = EXPERT_STEPS if role == "demonstrations" else DATA_STEPS
+                    made[role] = TransitionTable.from_episodes(absorbed(found.episodes, needs, steps), device=device)
+                return made[role]
 
-        sources = Sources({role: partial(table, role) for role in tables}, run.replicas, 1, device, scaled)
-        learner.prepare(sources)
-        if method.trains:
-            _train(learner, entry, sources, run, _fingerprints(dataset, demonstrations, encoder, scaled))
-    except ValueError as error:
-        raise ValueError(f"{entry.where}: {error}") from error
-    transitions = f"{sum(e.length for e in dataset.episodes):,} transitions"
-    saw = method.saw(c, describe(demonstrations), transitions, None if rewards is None else inputs.rewards)
+            tables: dict[str, Callable[[], TransitionTable]] = {role: partial(table, role) for role in data}
+            if replay is not None:
+                if dataset is not None:
+                    _begin_with(replay, tables["dataset"](), factor, scaled, inputs, learner)
+                steps = replay.table
+                tables["dataset"] = lambda: steps
+            sources = Sources(tables, run.replicas, 1, device, scaled)
+            learner.prepare(sources)
+            if method.trains:
+                found = _fingerprints(dataset, demonstrations, encoder, scaled)
+                _train(learner, entry, sources, run, found, replay)
+        except ValueError as error:
+            raise ValueError(f"{entry.where}: {error}") from error
+    expert = "nothing" if demonstrations is None else describe(demonstrations)
+    transitions = "nothing" if dataset is None else f"{sum(e.length for e in dataset.episodes):,} transitions"
+    saw = method.saw(c, expert, transitions, None if rewards is None else inputs.rewards)
     if encoder is not None and needs.optional_encoder:
         saw = {**saw, "other": f"{saw['other']}, also through {' and '.join(needs.encoder)}"}
+    facts = learner.facts()
+    if replay is not None:
+        made_steps = replay.steps_after(cast(TrainingConfig, inputs.training).updates)
+        facts = {**facts, "interaction": interaction(replay.settings, made_steps)}
+        saw = {**saw, "own steps": f"{made_steps:,} in {replay.settings.env}"}
     policy = cast(ActingModel, learner.export().eval().requires_grad_(False))
-    return policy, {"saw": saw, **learner.facts()}
+    return policy, {"saw": saw, **facts}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Sizes of what is seen and done."""
+
+    observation_dim: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+
+
+def _form(data: Mapping[str, Dataset | None], replay: Replay | None) -> _Form:
+    """That of the environment, else that of the data, whose actions may be in one of two datasets."""
+    if replay is not None:
+        return _Form(replay.observation_dim, replay.action_low, replay.action_high)
+    specs = [data[role].spec for role in ("dataset", "demonstrations")]  # type: ignore[union-attr]
+    spec = specs[1] if specs[1].action_dim else specs[0]
+    return _Form(specs[0].observation_dim, spec.action_low, spec.action_high)
+
+
+def _world(needs: Needs, dataset: Dataset | None, form: _Form, encoder: Encoder | None, run: Run) -> World:
+    absorbing = needs.absorbing is not None
+    bounds = form.action_low, form.action_high
+    if dataset is None or needs.environment is not None:  # what acts knows its own moments
+        moments = torch.zeros(form.observation_dim), torch.ones(form.observation_dim)
+        return World(run.replicas, *moments, *bounds, absorbing, encoder)
+    moments = observation_moments(dataset, absorbing=absorbing)
+    latents = None if encoder is None else latent_moments(encoder, dataset)
+    return World(run.replicas, *moments, *bounds, absorbing, encoder, latents)
+
+
+def _begin_with(
+    replay: Replay,
+    table: TransitionTable,
+    factor: Tensor | None,
+    scaled: Tensor | None,
+    inputs: LearnInputs,
+    learner: Learner,
+) -> None:
+    """Fill a replay with a dataset; what its rewards are scaled by, those of the environment are, too."""
+    rows = table.gather(torch.arange(len(table), device=table.packed.device).expand(replay.replicas, -1))
+    if scaled is None:
+        scaled = torch.zeros_like(rows.terminated)
+    else:
+        assert factor is not None
+        replay.scale_rewards(factor, inputs.reward_bias)
+    replay.fill(replace(rows, rewards=scaled), cast(Explorer, learner))
+
+
+def interaction(settings: CollectionConfig, steps: int) -> dict[str, Any]:
+    """What a policy's metadata say of the steps that each replica made."""
+    options = {**family(settings.env).options, **settings.env_options}
+    return {
+        "env": settings.env,
+        "env_options": options,
+        "steps": steps,
+        "versions": simulator_versions(settings.env),
+    }
 
 
 def _fingerprints(
-    dataset: Dataset, demonstrations: Dataset, encoder: Encoder | None, rewards: Tensor | None
+    dataset: Dataset | None, demonstrations: Dataset | None, encoder: Encoder | None, rewards: Tensor | None
 ) -> list[str]:
-    found = [dataset.fingerprint, demonstrations.fingerprint]
+    found = ["none" if data is None else data.fingerprint for data in (dataset, demonstrations)]
     if encoder is not None:
         found.append(digest(*encoder.state_dict().values()))
     if rewards is not None:
@@ -100,7 +183,14 @@ def _fingerprints(
     return found
 
 
-def _train(learner: Learner, entry: Entry[LearnInputs], sources: Sources, run: Run, fingerprints: list[str]) -> None:
+def _train(
+    learner: Learner,
+    entry: Entry[LearnInputs],
+    sources: Sources,
+    run: Run,
+    fingerprints: list[str],
+    source: Source | None,
+) -> None:
     from dynarep.pipeline.training.loop import train
 
     for phase in learner.phases():
@@ -108,7 +198,7 @@ def _train(learner: Learner, entry: Entry[LearnInputs], sources: Sources, run: R
         within = run.phase(phase.name) if phase.name else run
         sized = sources.sized(training.batch_size)
         key = run_key(within, entry.kind, entry.config, entry.inputs, *fingerprints)
-        train(phase.learner, sized, phase.batch, training, run=within, shown=phase.shown, key=key)
+        train(phase.learner, sized, phase.batch, training, run=within, shown=phase.shown, key=key, source=source)
         if phase.finish is not None:
             phase.learner.to(sources.device)
             phase.finish(sized)
@@ -142,14 +232,19 @@ def scaled_rewards(dataset: Dataset, rewards: Rewards, replicas: int, c: LearnIn
         ValueError: if the number of relabelled replicas is neither 1 nor R, or if all episodes have the same return, which
             leaves the scale undefined.
     """
+    factor = reward_factor(dataset, rewards, replicas, c)
+    flat = torch.cat([torch.as_tensor(rewards[e.id]).float() for e in dataset.episodes], -1)
+    return (flat * factor.unsqueeze(-1) + c.reward_bias).expand(replicas, -1).contiguous()
+
+
+def reward_factor(dataset: Dataset, rewards: Rewards, replicas: int, c: LearnInputs) -> Tensor:
+    """What rewards are multiplied by, (R or 1,); arguments and errors as ``scaled_rewards``."""
     found = len(next(iter(rewards.values())))
     if found not in (1, replicas):
         raise ValueError(f"rewards: found {found} replicas, this run has {replicas}")
-    parts = [torch.as_tensor(rewards[e.id]).float() for e in dataset.episodes]
-    flat = torch.cat(parts, -1)
-    if c.reward_scale == "return_range":
-        flat = flat * return_range_scale(parts).unsqueeze(-1)
-    return (flat + c.reward_bias).expand(replicas, -1).contiguous()
+    if c.reward_scale == "none":
+        return torch.ones(found)
+    return return_range_scale(torch.as_tensor(rewards[e.id]).float() for e in dataset.episodes)
 
 
 def absorbed(episodes: list[Episode], needs: Needs, steps: int) -> list[Episode]:
@@ -171,41 +266,58 @@ def absorbed(episodes: list[Episode], needs: Needs, steps: int) -> list[Episode]
 def _check(
     entry: Entry[LearnInputs],
     needs: Needs,
-    dataset: Dataset,
-    demonstrations: Dataset,
+    data: Mapping[str, Dataset | None],
+    form: _Form,
     encoder: Encoder | None,
     run: Run,
 ) -> None:
-    where = entry.where
-    for role, data in (("dataset", dataset), ("demonstrations", demonstrations)):
-        if role in needs.actions and data.spec.action_dim == 0:
-            raise ValueError(f"{where}: dataset {data.name} has no actions; {entry.kind} imitates actions")
-    for field in ("observation_dim", "action_dim"):
-        found, expected = getattr(demonstrations.spec, field), getattr(dataset.spec, field)
-        if found != expected and not (field == "action_dim" and 0 in (found, expected)):
-            raise ValueError(
-                f"{where}: {field}: found {found} in demonstrations {demonstrations.name}, expected {expected} as in "
-                f"{dataset.name}"
-            )
+    inputs, action_dim = entry.inputs, len(form.action_low)
+    for role, found in data.items():
+        if role in needs.actions and found is not None and found.spec.action_dim == 0:
+            raise ValueError(f"dataset {found.name} has no actions; {entry.kind} imitates actions")
+    reference = data["dataset"]
+    if needs.environment is None:
+        assert reference is not None
+        origin, expected = reference.name, (reference.spec.observation_dim, reference.spec.action_dim)
+    else:
+        origin, expected = f"env {needs.environment.env}", (form.observation_dim, action_dim)
+    for role, found in data.items():
+        if found is None or found.name == origin:
+            continue
+        sizes = found.spec.observation_dim, found.spec.action_dim
+        for field, size, right in zip(("observation_dim", "action_dim"), sizes, expected, strict=True):
+            if size != right and not (field == "action_dim" and 0 in (size, right)):
+                raise ValueError(f"{field}: found {size} in {role} {found.name}, expected {right} as in {origin}")
     if encoder is None:
         return
-    if not needs.encoder and encoder.spaces[0] in encoder.reads_actions:
-        raise ValueError(f"{where}.encoder: {entry.inputs.encoder} reads actions, expected an encoder of states")
+    if not needs.encoder and encoder.spaces[0] in encoder.reads_actions and needs.environment is None:
+        raise ValueError(f"encoder: {inputs.encoder} reads actions, expected an encoder of states")
     missing = set(needs.encoder) - set(encoder.spaces)
     if missing:
         raise ValueError(
-            f"{where}.encoder: {entry.inputs.encoder} has {' and '.join(encoder.spaces)}, expected {' and '.join(needs.encoder)}"
+            f"encoder: {inputs.encoder} has {' and '.join(encoder.spaces)}, expected {' and '.join(needs.encoder)}"
         )
     a = encoder.architecture
-    absorbing = needs.absorbing is not None
     for field, got, wanted in (
-        ("observation_dim", a.observation_dim, dataset.spec.observation_dim),
-        ("action_dim", getattr(a, "action_dim", None), dataset.spec.action_dim),
+        ("observation_dim", a.observation_dim, form.observation_dim),
+        ("action_dim", getattr(a, "action_dim", None), expected[1]),
         ("replicas", a.replicas, run.replicas),
-        ("absorbing", getattr(a, "absorbing", None), absorbing),
+        ("absorbing", getattr(a, "absorbing", None), needs.absorbing is not None),
     ):
         if got is not None and got != wanted and not (field == "replicas" and got == 1):
-            raise ValueError(f"{where}.encoder: {entry.inputs.encoder} has {field} {got}, this run needs {wanted}")
+            raise ValueError(f"encoder: {inputs.encoder} has {field} {got}, this run needs {wanted}")
+
+
+def _check_acting(entry: Entry[LearnInputs], replay: Replay, run: Run) -> None:
+    if run.trainer.processes > 1:
+        raise ValueError(
+            f"trainer: found {run.trainer.processes} processes, expected one; {entry.kind} acts while it learns"
+        )
+    size = cast(TrainingConfig, entry.inputs.training).batch_size
+    for key in ("random_steps", "capacity"):
+        found = getattr(replay.settings, key)
+        if found < size:
+            raise ValueError(f"environment.{key}: found {found}, expected at least training.batch_size, {size}")
 
 
 def describe(demonstrations: Dataset) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dynarep.data.schema import Episode
     from dynarep.pipeline.measures import Measured
     from dynarep.pipeline.nn.models import Encoder, Model
+    from dynarep.pipeline.playing.environments import CollectionConfig
     from dynarep.pipeline.training.config import TrainingConfig
 
 METHODS: dict[tuple[str, str], type[Method]] = {}
@@ -41,6 +42,10 @@ class Needs:
         absorbing: lead terminated episodes into an absorbing state: ``steps`` for a fixed number of steps, ``discounted``
             for as many as it has mass in the occupancy discounted by ``gamma``.
         gamma: of ``discounted``.
+        environment: what it acts in while it learns; the role ``dataset`` is then its own steps, after those of the entry's
+            dataset if it names one.
+        without: inputs that an entry may set to ``none``: ``dataset``, ``demonstrations``, ``rewards``.
+        dataset: whether it can read a dataset at all.
     """
 
     actions: tuple[str, ...] = ()
@@ -49,6 +54,9 @@ class Needs:
     rewards: bool = False
     absorbing: str | None = None
     gamma: float = 0.99
+    environment: CollectionConfig | None = None
+    without: tuple[str, ...] = ()
+    dataset: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ class Sources:
     def draw(self, role: str, generator: torch.Generator) -> Batch:
         """A batch of uniform transitions of a role, (R, B, ...)."""
         table = self.table(role)
-        return table.gather(self.rows(len(table), generator))
+        return table.gather(table.random_rows(self.replicas, self.batch_size, generator))
 
 
 @dataclass(frozen=True)
@@ -205,7 +213,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimiser groups, ``{"params": [...], "lr": float}``; ``"cosine": True`` lets the rate decay to zero."""
+        """Optimiser groups, ``{"params": [...], "lr": float}``.
+
+        ``"cosine": True`` lets the rate decay to zero; ``"clip"`` limits the norm of each replica's gradient of the group.
+        """
         raise NotImplementedError
 
     def after_update(self) -> None:

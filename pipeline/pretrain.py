@@ -106,9 +106,7 @@ def pretrain(
                 {"dataset": lambda: source.table, "whole": whole}, run.replicas, training.batch_size, device
             )
             key = run_key(run, entry.kind, entry.config, inputs, dataset.fingerprint, origin and origin.sha256)
-            train(
-                learner, sources, learner.batch, training, run=run, shown=method.shown, key=key, advance=source.advance
-            )
+            train(learner, sources, learner.batch, training, run=run, shown=method.shown, key=key, source=source)
         source.advance(training.updates - 1)
         encoder = cast(Encoder, learner.export().eval().requires_grad_(False))
         try:

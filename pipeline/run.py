@@ -166,7 +166,7 @@ class Stage:
 
         return open_dataset(self.shards / name)
 
-    def encoder(self, name: str, key: str, observation_dim: int) -> Encoder | None:
+    def encoder(self, name: str, key: str, observation_dim: int | None) -> Encoder | None:
         """The encoder of an entry of ``pretrain``; None for ``none``.
 
         Args:

@@ -30,6 +30,10 @@ class StreamConfig:
     """Keep downloaded shards in the cache folder."""
 
 
+class SourceError(ValueError):
+    """A source cannot go on; what was trained until then is kept. The message names what and where."""
+
+
 class Source(Protocol):
     """Episodes as a table that may change from update to update; to be closed."""
 
@@ -47,6 +51,9 @@ class Source(Protocol):
 
     def state(self) -> dict[str, Any]:
         """What a resumed training has to restore; nothing where the update says it all."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state``."""
 
     def episodes(self) -> Iterable[Episode]:
         """Episodes that stand for the whole dataset."""
@@ -75,6 +82,9 @@ class Resident:
     def state(self) -> dict[str, Any]:
         """Nothing."""
         return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do nothing."""
 
     def episodes(self) -> list[Episode]:
         """All episodes of the dataset."""

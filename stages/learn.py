@@ -14,17 +14,22 @@ def main(stage: Stage) -> None:
 
     entry = stage.read_entry()
     inputs = entry.inputs
-    dataset, demonstrations = stage.dataset(inputs.dataset), stage.dataset(inputs.demonstrations)
-    encoder = stage.encoder(inputs.encoder, f"{entry.where}.encoder", dataset.spec.observation_dim)
+    dataset, demonstrations = (
+        None if name == NONE else stage.dataset(name) for name in (inputs.dataset, inputs.demonstrations)
+    )
+    named = [data for data in (dataset, demonstrations) if data is not None]
+    observation_dim = named[0].spec.observation_dim if named else None
+    encoder = stage.encoder(inputs.encoder, f"{entry.where}.encoder", observation_dim)
     rewards = None
     if inputs.rewards != NONE:
+        assert dataset is not None  # an entry that names rewards names the dataset that they are of
         rewards = read_rewards(stage.artifacts / "relabel" / inputs.rewards, dataset)
     with stage.output() as folder:
         policy, facts = learn(entry, dataset, demonstrations, encoder, rewards, stage.run(folder))
         if "warning" in facts:
             print(f"{stage.name}: {facts['warning']}", file=sys.stderr)
-        named = {"kind": entry.kind, "demonstrations": demonstrations.name, "rewards": inputs.rewards}
-        save_artifact(folder, policy, {**stage.provenance(dataset, demonstrations), **named, **facts})
+        about = {"kind": entry.kind, "demonstrations": inputs.demonstrations, "rewards": inputs.rewards}
+        save_artifact(folder, policy, {**stage.provenance(*named), **about, **facts})
 
 
 if __name__ == "__main__":

@@ -128,6 +128,20 @@ def test_stride_comes_after_top_and_returns_are_of_whole_episodes(project: Proje
     np.testing.assert_array_equal(dataset.episodes[0].successors, whole.episodes[1].successors[[0, 3]])
 
 
+def test_a_stride_may_begin_anywhere_which_the_episode_decides(project: Project) -> None:
+    project.recorded("run", [1.0] * 30, card={"env": "Hopper-v4"})
+    whole = project.prepare("run")
+    project.card("sparse", **{"from": "run", "stride": 2, "stride_offset": "random"})
+    dataset = project.prepare("sparse")
+    starts = []
+    for episode, complete in zip(dataset.episodes, whole.episodes, strict=True):
+        starts.append(0 if np.array_equal(episode.current[0], complete.current[0]) else 1)
+        np.testing.assert_array_equal(episode.current, complete.current[starts[-1] :: 2])
+        np.testing.assert_array_equal(episode.successors, complete.successors[starts[-1] :: 2])
+    assert 5 < sum(starts) < 25
+    assert [e.length for e in project.prepare("sparse").episodes] == [e.length for e in dataset.episodes]
+
+
 def test_a_mixture_joins_whole_and_partial_datasets(project: Project) -> None:
     project.recorded("run", [2.0] * 8, seed=1, card={"env": "Hopper-v4"})
     project.card("both", mix=["walk", {"name": "run", "fraction": 0.5}])
@@ -259,6 +273,7 @@ def test_references_of_cards_are_checked(project: Project) -> None:
         ("name: x\nfrom: walk\n", "name: unknown key; a card is named by its file"),
         ("from: walk\ntop: 0\n", "top: found 0: Input should be greater than 0"),
         ("from: walk\nstride: two\n", "stride: found 'two'"),
+        ("from: walk\nstride_offset: random\n", "stride_offset: found 'random' without stride, expected both"),
         ("from: walk\naction_low: -2\n", "action_low, action_high: only a card with path or dataset sets bounds"),
         ("mix: []\n", "mix: found []"),
         ("mix: [{name: walk, fraction: 1.5}]\n", "mix.0.fraction: found 1.5: Input should be less than or equal to 1"),

@@ -80,7 +80,7 @@ def test_links_lead_somewhere_and_nothing_comes_from_the_network(site: Path) -> 
             assert path.exists(), f"{page}: {target}"
             if parts.fragment and path in pages and target in references.links:
                 assert unquote(parts.fragment) in pages[path].anchors | {"__"}, f"{page}: {target}"
-    for concept in ("dynamics", "intent", "metric"):
+    for concept in ("dynamics", "intent", "metric", "online"):
         assert pages[site / "concepts" / f"{concept}.html"].formulas > 1
 
 

@@ -150,9 +150,7 @@ def test_entries_stand_side_by_side_in_the_order_given() -> None:
 
 
 def test_entries_that_cannot_be_used() -> None:
-    with pytest.raises(
-        EvaluationError, match=r"evaluate.observations: LineMaze-v0 has no 'goal', expected some of .*pixels"
-    ):
+    with pytest.raises(EvaluationError, match=r"observations: LineMaze-v0 has no 'goal', expected some of .*pixels"):
         make_environment("LineMaze-v0", observations=("goal",))
     with pytest.raises(
         EvaluationError, match=r"env 'LineMaze-v0': observation 'pixels' is .*expected numbers or vectors"
@@ -160,9 +158,7 @@ def test_entries_that_cannot_be_used() -> None:
         make_environment("LineMaze-v0", observations=("pixels",))
     with pytest.raises(EvaluationError, match=r"env 'LineMaze-v0': observation 'kind' is Discrete"):
         make_environment("LineMaze-v0")  # all, by name
-    with pytest.raises(
-        EvaluationError, match=r"evaluate.observations: found x, but the observations of Hopper-v4 are no"
-    ):
+    with pytest.raises(EvaluationError, match=r"observations: found x, but the observations of Hopper-v4 are no"):
         make_environment("Hopper-v4", observations=("x",))
 
 

@@ -40,7 +40,7 @@ OWNERS = {
     ],
     "gymnasium_robotics": ["pipeline/playing/environments.py"],
     "shimmy": ["pipeline/playing/environments.py"],
-    "mujoco": ["data/embedded/record.py"],
+    "mujoco": ["data/embedded/record.py", "pipeline/playing/environments.py"],
     "h5py": [f"data/readers/{name}.py" for name in ("hdf5", "robomimic", "minari")]
     + ["data/embedded/record.py", "data/embedded/record_maze.py"],
     "minari": ["data/readers/minari.py"],
@@ -58,7 +58,7 @@ OWNERS = {
 
 SHARED_ROOMS = {
     "dynarep.configs",
-    *(f"dynarep.data.{name}" for name in ("resident", "sampling", "schema", "shards")),
+    *(f"dynarep.data.{name}" for name in ("replay", "resident", "sampling", "schema", "shards")),
     *(
         f"dynarep.pipeline.{name}"
         for name in (
@@ -72,6 +72,9 @@ SHARED_ROOMS = {
             "measures",
             "nn",
             "training.config",
+            "soft_actor_critic",
+            "online_imitation",
+            "playing.environments",
             "methods.policies",
         )
     ),

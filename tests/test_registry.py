@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from dynarep.configs.params import ParamsError
+from dynarep.data.replay import ReplayTable
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.pipeline.artifacts.storage import load_artifact, save_model
 from dynarep.pipeline.labelling import Reward
 from dynarep.pipeline.method import METHODS, EncoderMethod, Learner, Method, Needs, Sources, World
 from dynarep.pipeline.nn.models import MODELS, ActingModel, Encoder, Model
+from dynarep.pipeline.playing.environments import CollectionConfig
 from dynarep.pipeline.registry import ROOMS, find_method, find_model, kinds
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +61,12 @@ def model_of(room: str, kind: str) -> Model:
     return model.eval().requires_grad_(False)
 
 
+def default_config(method: type[Method]) -> Any:
+    """The defaults; what a policy acts in has none."""
+    acts = "environment" in {field.name for field in dataclasses.fields(method.Config)}
+    return method.Config(environment=CollectionConfig(env="Hopper-v4")) if acts else method.Config()
+
+
 def test_the_rooms_are_there() -> None:
     assert {"bc", "value_dice", "iql", "random"} <= set(kinds("learners"))
     assert {"icvf", "contrastive", "identity", "standardise", "artifact"} <= set(kinds("encoders"))
@@ -82,7 +90,9 @@ def test_a_file_registers_its_kind_and_no_other(room: str, kind: str) -> None:
 def test_an_unknown_kind_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ParamsError, match="here: found 'gail', expected one of bc, "):
         find_method("learners", "gail", "here")
-    with pytest.raises(ParamsError, match="here: found None, expected one of deterministic, uniform"):
+    with pytest.raises(
+        ParamsError, match="here: found None, expected one of deterministic, squashed_gaussian, uniform"
+    ):
         find_model("policies", None, "here")
 
 
@@ -98,14 +108,16 @@ class TestMethods:
         assert method.shown
 
     def test_its_config_is_frozen_and_has_defaults(self, room: str, kind: str) -> None:
-        config = self.method(room, kind).Config
+        method = self.method(room, kind)
+        config = method.Config
         assert dataclasses.is_dataclass(config)
         assert config.__dataclass_params__.frozen  # type: ignore[attr-defined]
-        defaults = config()
+        defaults = default_config(method)
         for field in dataclasses.fields(config):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(defaults, field.name, None)
-        hash(defaults)
+        if not hasattr(defaults, "environment"):  # its options are a mapping
+            hash(defaults)
         assert config.__doc__
 
     def test_it_does_not_take_the_names_of_inputs(self, room: str, kind: str) -> None:
@@ -117,7 +129,7 @@ class TestMethods:
 
     def test_it_says_what_it_needs(self, room: str, kind: str) -> None:
         method = self.method(room, kind)
-        needs = method.needs(method.Config())
+        needs = method.needs(default_config(method))
         assert isinstance(needs, Needs)
         assert set(needs.actions) <= {"dataset", "demonstrations"}
         assert needs.absorbing in (None, "steps", "discounted")
@@ -147,8 +159,8 @@ class TestMethods:
 def test_a_learner_says_what_it_saw(kind: str) -> None:
     method = find_method("learners", kind, "kind")
     assert issubclass(method, Learner)
-    rewards = "label" if method.needs(method.Config()).rewards else None
-    saw = method.saw(method.Config(), "two episodes, observations and actions", "nine transitions", rewards)
+    rewards = "label" if method.needs(default_config(method)).rewards else None
+    saw = method.saw(default_config(method), "two episodes, observations and actions", "nine transitions", rewards)
     assert list(saw) == ["expert", "other"]
     assert all(saw.values())
     if rewards:
@@ -163,7 +175,7 @@ def dynamics() -> Model:
 def test_a_learner_makes_a_policy(kind: str) -> None:
     """Built for a world it draws, has a finite loss per replica, and exports a policy of the world's form."""
     method = find_method("learners", kind, "kind")
-    c = method.Config()
+    c = default_config(method)
     needs = method.needs(c)
     rng = torch.Generator().manual_seed(0)
     episodes = [
@@ -178,7 +190,13 @@ def test_a_learner_makes_a_policy(kind: str) -> None:
     ]
     table = TransitionTable.from_episodes(episodes, device=torch.device("cpu"))
     rewards = torch.randn(2, 36, generator=rng) if needs.rewards else None
-    sources = Sources(dict.fromkeys(("dataset", "demonstrations"), lambda: table), 2, 4, torch.device("cpu"), rewards)
+    roles = dict.fromkeys(("dataset", "demonstrations"), lambda: table)
+    if needs.environment is not None:
+        replay = ReplayTable(2, 36, observation_dim=3, action_dim=2, device="cpu")
+        rows = table.gather(torch.arange(36).expand(2, -1))
+        replay.extend(dataclasses.replace(rows, rewards=torch.randn(2, 36, generator=rng)))
+        roles["dataset"] = lambda: replay
+    sources = Sources(roles, 2, 4, torch.device("cpu"), rewards)
     encoder = dynamics() if needs.encoder and not needs.optional_encoder else None
     world = World(2, torch.zeros(3), torch.ones(3), (-1.0, 0.0), (1.0, 5.0), encoder=encoder)
     learner = method.build(c, world)

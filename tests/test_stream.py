@@ -524,10 +524,10 @@ def test_noise_states_come_from_the_dataset(
     seen: set[int] = set()
     steps: set[int] = set()
 
-    def draw_only(learner: Any, sources: Any, batch: Any, training: Any, *, advance: Any, **_: Any) -> None:
+    def draw_only(learner: Any, sources: Any, batch: Any, training: Any, *, source: Any, **_: Any) -> None:
         generator = torch.Generator(training_device()).manual_seed(0)
         for update in range(300):
-            advance(update)
+            source.advance(update)
             drawn = batch(sources, generator)
             assert not chosen & set(drawn.observations[..., 0].int().unique().tolist())
             steps.update(drawn.noise[..., 1].int().unique().tolist())

@@ -448,7 +448,7 @@ def _check_values(path: Path, wanted: dict[str, Tensor], stored: dict[str, Tenso
             raise ArtifactError(f"{path}: {name}: found {tensor.dtype}, expected {wanted[name].dtype}")
         if not tensor.isfinite().all():
             raise ArtifactError(f"{path}: {name}: found a number that is not finite")
-        if name.endswith("normaliser.std") and (tensor < 0).any():
+        if name.endswith(("normaliser.std", "normaliser.variance")) and (tensor < 0).any():
             raise ArtifactError(f"{path}: {name}: found a negative deviation, expected numbers of at least 0")
         if name.endswith("calibration") and (tensor <= 0).any():
             raise ArtifactError(f"{path}: {name}: found {tensor.min()}, expected positive numbers")

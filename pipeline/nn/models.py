@@ -118,7 +118,7 @@ class ActingModel(Model):
     """A policy: it answers observations with actions within bounds, and may keep a state over an episode."""
 
     room = "policies"
-    shared = ("normaliser.mean", "normaliser.std", "low", "high")
+    shared: ClassVar[tuple[str, ...]] = ("normaliser.mean", "normaliser.std", "low", "high")
     low: Tensor
     high: Tensor
 

@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "gelu": nn.functional.gelu,
     "mish": nn.functional.mish,
+    "silu": nn.functional.silu,
     "simplices": simplices,
 }
 
@@ -125,6 +126,7 @@ class MLP(nn.Module):
         normed: a ``NormedLinear`` before each activation, the final one included.
         final_bias: whether the last layer has a bias.
         init: weight initialisation of every layer.
+        hidden_gain: gain of the orthogonal initialisation of all layers but the last.
         final_gain: gain of the last layer's orthogonal initialisation.
     """
 
@@ -139,6 +141,7 @@ class MLP(nn.Module):
         normed: bool = False,
         final_bias: bool = True,
         init: Initialisation = "orthogonal",
+        hidden_gain: float = math.sqrt(2.0),
         final_gain: float = 1.0,
     ) -> None:
         super().__init__()
@@ -150,7 +153,7 @@ class MLP(nn.Module):
                 outputs,
                 bias=final_bias or i < last,
                 init=init,
-                gain=math.sqrt(2.0) if i < last else final_gain,
+                gain=hidden_gain if i < last else final_gain,
             )
             for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
         )
@@ -195,6 +198,40 @@ class Normaliser(nn.Module):
     def inverse(self, x: Tensor) -> Tensor:
         """What ``forward`` made x of."""
         return x * (self.std + 1e-3) + self.mean
+
+
+class RunningNormaliser(nn.Module):
+    """Standardises by what each replica has seen so far, (x - mean) / sqrt(variance + 1e-8), cut to [-10, 10].
+
+    Args:
+        replicas: R.
+        dim: numbers in a point.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, replicas: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(replicas, 1, dim))
+        self.register_buffer("variance", torch.ones(replicas, 1, dim))
+        self.register_buffer("count", torch.zeros(replicas, 1, 1))
+
+    @torch.no_grad()
+    def see(self, x: Tensor) -> None:
+        """Add (R, B, dim) to the statistics (Chan, Golub and LeVeque 1979)."""
+        size = x.shape[1]
+        total = self.count + size
+        difference = x.mean(1, keepdim=True) - self.mean
+        squares = self.variance * self.count + x.var(1, keepdim=True, correction=0) * size
+        self.variance.copy_((squares + difference.square() * self.count * size / total) / total)
+        self.mean.add_(difference * size / total)
+        self.count.copy_(total)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Standardise (R or 1, B, dim): (R, B, dim)."""
+        return ((x - self.mean) * (self.variance + 1e-8).rsqrt()).clamp(-10.0, 10.0)
 
 
 class ActionScale(nn.Module):

@@ -39,6 +39,60 @@ class NoiseConfig:
     deviation: float = Field(default=1.0, gt=0)
 
 
+@config
+class EnvironmentConfig:
+    """An environment, and what of it is seen.
+
+    Args:
+        env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it.
+        env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
+        observations: entries of dictionary observations, side by side in this order; null: those of
+            ``docs/environments.md``.
+        noise: numbers without meaning to append to every observation, as a card can append them to a recording.
+        max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
+    """
+
+    env: str
+    env_options: dict[str, Any] = Field(default_factory=dict)
+    observations: tuple[str, ...] | None = Field(default=None, min_length=1)
+    noise: NoiseConfig | None = None
+    max_steps: int | None = Field(default=None, ge=1)
+
+    def make(self) -> Any:
+        """The environment, as ``make_environment`` makes it."""
+        return make_environment(self.env, self.env_options, self.observations, noise=self.noise)
+
+    def limit_of(self, environment: Any, key: str) -> int:
+        """Steps after which an episode of it is cut off.
+
+        Args:
+            environment: from ``make``.
+            key: of ``max_steps``, for the message.
+
+        Raises:
+            EvaluationError: if neither this configuration nor the environment has a limit.
+        """
+        limit = self.max_steps or environment.spec.max_episode_steps
+        if limit is None:
+            raise EvaluationError(f"env {self.env!r} has no limit of steps of its own; set {key}")
+        return int(limit)
+
+
+@config
+class CollectionConfig(EnvironmentConfig):
+    """An environment to act in, and how its steps are collected.
+
+    Args:
+        environments: of each replica, stepped together; there is one step per update in all.
+        random_steps: uniform random ones before the first update.
+        capacity: newest transitions that each replica keeps.
+    """
+
+    environments: int = Field(default=1, ge=1)
+    random_steps: int = Field(default=2500, ge=1)
+    capacity: int = Field(default=500_000, ge=1)
+
+
 class EvaluationError(ValueError):
     """An environment cannot be made, a policy does not fit it, or an input is missing; the message names which."""
 
@@ -163,7 +217,7 @@ def make_environment(
         environment = _flattened(env, environment, observations or kind.observations)
     elif observations is not None:
         raise EvaluationError(
-            f"evaluate.observations: found {', '.join(observations)}, but the observations of {env} are no dictionary"
+            f"observations: found {', '.join(observations)}, but the observations of {env} are no dictionary"
         )
     for name, space in (("observations", environment.observation_space), ("actions", environment.action_space)):
         if not isinstance(space, Box) or len(space.shape) != 1:
@@ -199,6 +253,42 @@ def _noisy(environment: Any, c: NoiseConfig) -> Any:
             return np.concatenate([observation, process.step()]), *rest
 
     return Noisy(environment)
+
+
+def simulator_state(environment: Any) -> NDArray[np.float64] | None:
+    """All that decides how a simulation of Gymnasium's own MuJoCo tasks goes on; None of other environments.
+
+    ``restore_simulator`` takes it to an environment that was reset.
+    """
+    if not _is_plain_mujoco(environment):
+        return None
+    import mujoco
+
+    inner = environment.unwrapped
+    what = mujoco.mjtState.mjSTATE_INTEGRATION
+    state = np.zeros(mujoco.mj_stateSize(inner.model, what))
+    mujoco.mj_getState(inner.model, inner.data, state, what)
+    return state
+
+
+def restore_simulator(environment: Any, state: NDArray[np.float64]) -> None:
+    """Go on from a ``simulator_state``."""
+    import mujoco
+
+    inner = environment.unwrapped
+    what = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(inner.model, inner.data, state, what)
+    mujoco.mj_forward(inner.model, inner.data)
+    mujoco.mj_setState(inner.model, inner.data, state, what)  # mj_forward moves where the solver starts
+
+
+def _is_plain_mujoco(environment: Any) -> bool:
+    import gymnasium
+
+    layers = [environment]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    return all(type(layer).__module__.startswith(("gymnasium.envs.mujoco.", "gymnasium.wrappers.")) for layer in layers)
 
 
 @contextmanager
@@ -251,9 +341,7 @@ def _flattened(env: str, environment: Any, names: Sequence[str] | None) -> Any:
     entries = environment.observation_space.spaces
     for name in names or ():
         if name not in entries:
-            raise EvaluationError(
-                f"evaluate.observations: {env} has no {name!r}, expected some of {', '.join(entries)}"
-            )
+            raise EvaluationError(f"observations: {env} has no {name!r}, expected some of {', '.join(entries)}")
     chosen = {name: entries[name] for name in (names or sorted(entries))}
     for name, space in chosen.items():
         if not isinstance(space, Box) or len(space.shape) > 1:

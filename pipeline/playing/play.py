@@ -9,7 +9,7 @@ amplify them. So a return depends on the policy, the environment and the seed al
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,9 @@ from torch import Tensor
 from dynarep.configs.params import Field, Name, config
 from dynarep.pipeline.fitted_q import FittedQConfig
 from dynarep.pipeline.playing.environments import (
+    EnvironmentConfig,
     EvaluationError,
-    NoiseConfig,
     family,
-    make_environment,
     seeded,
     succeeded,
 )
@@ -83,21 +82,14 @@ class RecordingConfig:
 
 
 @config
-class EvaluateConfig:
-    """Settings of the evaluation.
+class EvaluateConfig(EnvironmentConfig):
+    """Settings of the evaluation, beside those of its environment; with ``env: none`` policies are judged on a recording only.
 
     Args:
-        env: Gymnasium id, e.g. ``Hopper-v4``; ``module:Id-v0`` imports the module that registers it; ``none``: there is no
-            environment, policies are judged on ``recording`` only.
-        env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
-        observations: entries of dictionary observations, side by side in this order; null: those of
-            ``docs/environments.md``.
-        noise: numbers without meaning to append to every observation, as a card can append them to a recording.
         episodes: per replica of a policy.
         seed: episode e starts from environment seed ``seed + e``, for every policy and replica.
         workers: processes to play in, where the section ``cluster`` names neither Ray nor a number; null: one per available
             core. Results do not depend on it.
-        max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
         snapshots: play the snapshots of every policy, too, as ``<policy>@<update>``.
         plane: two numbers of an observation, counted from 0, that are a position; paths in it are kept and drawn.
         demonstrations: prepared dataset of what the scores are compared with; ``none``: nothing.
@@ -106,14 +98,9 @@ class EvaluateConfig:
         clips: film the start of each policy's first episode; null: no films.
     """
 
-    env: str
-    env_options: dict[str, Any] = Field(default_factory=dict)
-    observations: tuple[str, ...] | None = Field(default=None, min_length=1)
-    noise: NoiseConfig | None = None
     episodes: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
     workers: int | None = Field(default=None, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
     snapshots: bool = False
     plane: tuple[int, int] | None = None
     demonstrations: Name = "none"
@@ -136,10 +123,6 @@ class EvaluateConfig:
     def plays(self) -> bool:
         """Whether there is an environment."""
         return self.env != NONE
-
-    def make(self) -> Any:
-        """The environment, as ``make_environment`` makes it."""
-        return make_environment(self.env, self.env_options, self.observations, noise=self.noise)
 
 
 @dataclass(frozen=True)
@@ -188,9 +171,7 @@ def play_block(policy: Actor, name: str, settings: EvaluateConfig, first: int) -
     environments = {(replica, episode): settings.make() for replica in range(replicas) for episode in range(episodes)}
     sample = environments[0, 0]
     low, high = sample.action_space.low - BOUNDS_TOLERANCE, sample.action_space.high + BOUNDS_TOLERANCE
-    limit = settings.max_steps or sample.spec.max_episode_steps
-    if limit is None:
-        raise EvaluationError(f"env {settings.env!r} has no limit of steps of its own; set evaluate.max_steps")
+    limit = settings.limit_of(sample, "evaluate.max_steps")
     observations = np.zeros((replicas, BLOCK, *sample.observation_space.shape), dtype=np.float32)
     returns = np.zeros((replicas, episodes))
     lengths = np.zeros((replicas, episodes), dtype=np.int64)

@@ -44,6 +44,9 @@ UNLEARNED_KINDS = ("identity", "standardise")
 LENGTH_KIND, TRUE_KIND = "constant", "recorded"
 """Labels by which an episode is worth its length, and what the recording says."""
 
+TRUE_LEARNER = "sac"
+"""The learner that is paid by the environment itself."""
+
 
 class ReportError(ValueError):
     """There is nothing to report, or an input is damaged; the message names the file."""
@@ -324,7 +327,7 @@ class Lineage:
             return ""
         if self.label_kind == LENGTH_KIND:
             return "control: length"
-        if self.label_kind == TRUE_KIND:
+        if self.label_kind == TRUE_KIND or self.kind == TRUE_LEARNER:
             return "reference: true reward"
         return "control: no learned space"
 

@@ -2,7 +2,7 @@
 
 ``train`` takes a learner, ``parameter_groups``, ``losses``, ``after_update`` and ``export`` of ``dynarep.pipeline.method``, and
 perhaps ``whole``: names of the batch's fields that are not dealt out where several processes share a batch. ``sample(generator)``
-draws a batch on the device; ``advance(update)``, called before each update, lets sources that change with time catch up.
+draws a batch on the device; a source that changes with time, ``advance(update, learner)`` of it, catches up before each update.
 
 Lightning has the devices, the processes and their gradients' exchange (DDP), precision, and the loggers. The updates of a
 chunk, the checkpoint and its meaning are here.
@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from dynarep.pipeline.artifacts.storage import save_model
 from dynarep.pipeline.method import Sources
+from dynarep.pipeline.sources import Source, SourceError
 from dynarep.pipeline.tables import write_table
 from dynarep.pipeline.training.checkpoint import relative, saved_updates, seal
 from dynarep.pipeline.training.config import COMPILE_FROM, TrainingConfig
@@ -42,7 +43,6 @@ from dynarep.pipeline.training.run import Run, code_digest
 from dynarep.pipeline.training.watching import Loggers, Progress, TensorBoard, loggers_of
 
 Sample = Callable[[torch.Generator], Any]
-Advance = Callable[[int], None]
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -61,7 +61,7 @@ class TrainingLoop(pl.LightningModule):
         key: str,
         code: str,
         seed: int,
-        advance: Advance | None,
+        source: Source | None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -71,7 +71,8 @@ class TrainingLoop(pl.LightningModule):
             average = get_ema_multi_avg_fn(1 - training.average_rate)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(learner, multi_avg_fn=average)
         self.sample = sample
-        self.advance = advance
+        self.source = source
+        self.failure: SourceError | None = None
         self.training_config = training
         self.name, self.key, self.code = name, key, code
         self.updates = 0
@@ -96,10 +97,11 @@ class TrainingLoop(pl.LightningModule):
         return self.training_config.updates
 
     def configure_optimizers(self) -> Any:
-        """Adam over the groups of the learner."""
+        """Adam over the groups of the learner, each with its own rate and limit of the gradient."""
         groups = self.learner.parameter_groups()  # type: ignore[operator]
         self._initial_rates = [group["lr"] for group in groups]
         self._cosine = [group.pop("cosine", False) for group in groups]
+        self._clips = [group.pop("clip", None) for group in groups]
         return torch.optim.Adam(groups, fused=True)
 
     def on_fit_start(self) -> None:
@@ -112,6 +114,8 @@ class TrainingLoop(pl.LightningModule):
             torch.set_rng_state(self._resumed["rng"].cpu())
             if self._resumed["cuda_rng"]:
                 torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda_rng"]])
+            if self.source is not None and self.updates < self.training_config.updates:
+                self.source.restore(self._resumed["source"])
             self.rows = [row.to(self.device) for row in self.rows]
             self.trainer.should_stop = self.updates >= self.training_config.updates
 
@@ -136,8 +140,8 @@ class TrainingLoop(pl.LightningModule):
             for group, rate, cosine in zip(optimizer.param_groups, self._initial_rates, self._cosine, strict=True):
                 if cosine:
                     group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-            if self.advance is not None:
-                self.advance(self.updates)
+            if not self._advanced():
+                break
             drawn = self.sample(self.generator)
             if processes > 1:
                 drawn = rows_of(drawn, self.trainer.global_rank, processes, getattr(self.learner, "whole", ()))
@@ -148,6 +152,9 @@ class TrainingLoop(pl.LightningModule):
                 parameter.grad = gradient
             if training.gradient_clip is not None:
                 clip_gradients(parameters, training.gradient_clip)
+            for group, clip in zip(optimizer.param_groups, self._clips, strict=True):
+                if clip is not None:
+                    clip_gradients(group["params"], clip)
             optimizer.step()
             self.learner.after_update()  # type: ignore[operator]
             if self.average is not None:
@@ -159,6 +166,9 @@ class TrainingLoop(pl.LightningModule):
             self.rows.append(torch.stack(list(values.values())))
             if self.asked_to_stop and processes == 1:  # several processes agree at the end of the chunk
                 break
+        if self.updates == first:  # the source failed
+            self.stopping = True
+            return
         names = list(values)
         stacked = torch.stack(self.rows)
         if processes > 1:
@@ -182,6 +192,16 @@ class TrainingLoop(pl.LightningModule):
         rate = (self.updates - first) / (time.perf_counter() - started)
         self.curve.append({"update": self.updates, **dict(zip(names, means, strict=True)), "updates_per_second": rate})
 
+    def _advanced(self) -> bool:
+        """Have the source catch up; where it cannot, stop as a signal would, so that nothing is lost."""
+        if self.source is None:
+            return True
+        try:
+            self.source.advance(self.updates, self.learner)
+        except SourceError as error:
+            self.failure, self.asked_to_stop = error, True
+        return self.failure is None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the loop needs to go on to the bit."""
         checkpoint["dynarep"] = {
@@ -196,6 +216,7 @@ class TrainingLoop(pl.LightningModule):
             "generator": self.generator.get_state(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "source": {} if self.source is None else self.source.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -270,7 +291,7 @@ def train(
     run: Run,
     shown: Sequence[str],
     key: str,
-    advance: Advance | None = None,
+    source: Source | None = None,
 ) -> None:
     """Train ``learner`` in place.
 
@@ -286,10 +307,11 @@ def train(
         key: from ``run_key``. A checkpoint with this key, made by the same code, is resumed; that of a finished training
             is its result, so that a stage of several models that is stopped repeats none. The caller removes
             ``run.checkpoints`` when all is done.
-        advance: called with the number of updates made, before each one, so that ``sample`` draws from what belongs to it.
+        source: what changes with time among the sources; its state is kept in checkpoints.
 
     Raises:
         NonFiniteLossError: if a loss or metric is not finite.
+        SourceError: if the source cannot go on; a checkpoint holds what was trained until then.
         ValueError: if the batch cannot be shared among the processes, or another number of them runs.
         KeyboardInterrupt: on SIGINT (Ctrl-C) or SIGTERM; the message says at which update, and what was saved.
     """
@@ -300,7 +322,7 @@ def train(
     checkpoints.mkdir(parents=True, exist_ok=True)
     path = checkpoints / f"{name.replace('/', '-')}.ckpt"
     code = code_digest(learner, batch)
-    module = TrainingLoop(learner, partial(batch, sources), training, name, key, code, seed, advance)
+    module = TrainingLoop(learner, partial(batch, sources), training, name, key, code, seed, source)
     saved = saved_updates(path, key, code)
     resume = None if saved is None else path
     if resume:
@@ -332,6 +354,8 @@ def train(
             trainer.fit(module, chunks, ckpt_path=resume, weights_only=True)
         except SystemExit:  # Lightning's answer to a KeyboardInterrupt, at a second signal
             raise KeyboardInterrupt(_where(module, name)) from None
+    if module.failure is not None:
+        raise SourceError(f"{module.failure}; {_where(module, name)}") from module.failure
     if module.updates < training.updates:
         raise KeyboardInterrupt(_where(module, name))
     learner.load_state_dict(module.kept.state_dict())

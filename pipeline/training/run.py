@@ -88,8 +88,8 @@ def code_digest(learner: nn.Module, sample: Callable[..., Any]) -> str:
     parts = [*learner.modules(), *([] if owner is None else [owner])]
     names = {base.__module__ for part in parts for base in type(part).__mro__} | {sample.__module__}
     names |= {f"dynarep.pipeline.training.{name}" for name in ("loop", "gradients", "config")}
-    names |= {f"dynarep.data.{name}" for name in ("resident", "sampling", "stream")}
-    names |= {"dynarep.pipeline.nn.functional"}
+    names |= {f"dynarep.data.{name}" for name in ("replay", "resident", "sampling", "stream")}
+    names |= {"dynarep.pipeline.nn.functional", "dynarep.pipeline.playing.replay"}
     chosen = sorted(
         name for name in names & set(sys.modules) if name not in ("builtins",) and not name.startswith("torch.")
     )
