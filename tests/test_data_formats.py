@@ -375,7 +375,7 @@ FIRST = "chunk-000/file-000.parquet"
 @pytest.mark.parametrize(
     ("spoil", "keys", "message"),
     [
-        (change_info(codebase_version="v2.1"), {}, "codebase_version: found v2.1, expected v3.x"),
+        (change_info(codebase_version="v1.6"), {}, "codebase_version: found v1.6, expected v2.x or v3.x"),
         (change_info(features={"action": {"dtype": "float32"}}), {}, "observation.state: found nothing, expected a column"),
         (change_info(features=["action"]), {}, "features: found list, expected a description of each column"),
         (None, {"observations": ["observation.images.top"]}, "observation.images.top: found video, expected a column of n"),
