@@ -64,17 +64,9 @@ class Recording:
         return self.source is not None and self.card.format == kind
 
     def episodes(self, kept: Sequence[Labelled]) -> list[tuple[Episode, Labelled]]:
-        """Those episodes that are kept, in recorded order, with their labels.
-
-        Raises:
-            DataError: if an episode has no actions.
-        """
+        """Those episodes that are kept, in recorded order, with their labels."""
         labels = {label.episode: label for label in kept}
-        found = [(episode, labels[episode.id]) for episode in self.dataset.episodes if episode.id in labels]
-        for episode, _ in found:
-            if episode.actions is None:
-                raise DataError(f"{self.dataset.name}: {episode.id}: actions: found none, expected some to write")
-        return found
+        return [(episode, labels[episode.id]) for episode in self.dataset.episodes if episode.id in labels]
 
 
 def number_of(episode: str) -> int:
@@ -106,6 +98,8 @@ def check_place(recording: Recording, kind: str, place: str, *, overwrite: bool)
         raise DataError(f"{path}: is there; name another place, or say --overwrite")
     if source is not None and path.resolve() == source.resolve():
         raise DataError(f"{path}: is the recording itself, expected another place to write to")
+    if recording.dataset.spec.action_dim == 0:
+        raise DataError(f"{recording.dataset.name}: actions: found none, expected some to write")
     module.check(recording)
 
 

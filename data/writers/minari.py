@@ -45,7 +45,6 @@ def check(recording: Recording) -> None:
     Raises:
         DataError: if not.
     """
-    recording.episodes([])
     try:
         import minari  # noqa: F401
     except ImportError:

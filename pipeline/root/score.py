@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynarep.data.shards import Dataset
     from dynarep.data.target import CardTarget, RecordingTarget
-    from dynarep.data.writers import Recording
+    from dynarep.pipeline.entries import Entry, RelabelInputs
     from dynarep.pipeline.nn.models import Encoder
     from dynarep.pipeline.run import Stage
-    from dynarep.pipeline.scoring import Score
 
 UPDATES = 1000
 """Of the training of the space: half as many rank about as well where the right order is known, see docs/scoring.md."""
-
-FORMATS = ("d4rl", "robomimic", "minari", "lerobot")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,15 +62,16 @@ def _parser() -> argparse.ArgumentParser:
         "--write",
         nargs=2,
         metavar=("FORMAT", "PLACE"),
-        help=f"write the kept episodes with their new rewards: {', '.join(FORMATS)}; a file or folder, for minari an id",
+        help="write the kept episodes with their new rewards: d4rl, robomimic, minari or lerobot; a file or folder, or for "
+        "minari an id",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--updates", type=int, default=UPDATES, help=f"of the training of the space ({UPDATES})")
     return parser
 
 
-def share_or_number(text: str) -> float:
-    """``0.8`` is a share in (0, 1), ``20`` a number of at least 1; ``inf`` stands for all, as ``1.0`` says it.
+def share_or_number(text: str) -> float | None:
+    """``0.8`` is a share in (0, 1), ``20`` a number of at least 1, and ``1.0`` is all, None.
 
     Raises:
         argparse.ArgumentTypeError: if it is neither.
@@ -84,16 +81,20 @@ def share_or_number(text: str) -> float:
     except ValueError:
         value = 0.0
     if "." in text and 0 < value <= 1:
-        return value if value < 1 else float("inf")
+        return value if value < 1 else None
     if text.isdecimal() and value >= 1:
         return value
     raise argparse.ArgumentTypeError(f"found {text!r}, expected a share such as 0.8 or a number of episodes such as 20")
 
 
 def _run(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from dynarep.data.schema import DataError
     from dynarep.data.target import find_target
-    from dynarep.data.writers import Recording, check_place, write
+    from dynarep.data.writers import FORMATS, Recording, check_place, write
+    from dynarep.data.writers.table import can_write
+    from dynarep.pipeline.ranking import table, write_scores
     from dynarep.pipeline.scoring import best, score_episodes
 
     if options.write is not None and options.write[0] not in FORMATS:
@@ -128,9 +129,14 @@ def _run(options: argparse.Namespace) -> None:
         check_place(recording, *options.write, overwrite=options.overwrite)
 
     encoder = _encoder(stage, dataset)
-    scores = score_episodes(_label(dataset, demonstrations), dataset, demonstrations, encoder, stage.run(stage.project))
-    print("\n".join(table(scores, dataset, demonstrations)))
-    _write_scores(out, scores, recording, about)
+    label = _label(dataset, demonstrations)
+    run = replace(stage.run(stage.project), name="score")
+    scores = score_episodes(label, dataset, demonstrations, encoder, run)
+    own = {episode.id for episode in demonstrations.episodes} if numbered else set()
+    print("\n".join(table(scores, own)))
+    print(f"{out}: {', '.join(write_scores(out, scores, recording, about, label.config.lookahead))}", flush=True)
+    if not can_write():
+        print("parquet, and tables of steps, need the package pyarrow: pip install 'dynarep[parquet]'", file=sys.stderr)
     if options.write is not None:
         kept = best(scores, options.keep)
         place = write(recording, kept, *options.write, about, overwrite=options.overwrite)
@@ -206,7 +212,7 @@ def chosen(dataset: Dataset, numbers: Sequence[int]) -> Dataset:
     return replace(dataset, episodes=[known[number][0] for number in numbers])
 
 
-def _label(dataset: Dataset, demonstrations: Dataset) -> Any:
+def _label(dataset: Dataset, demonstrations: Dataset) -> Entry[RelabelInputs]:
     from dynarep.pipeline.entries import parse_entry
 
     inputs = {"dataset": dataset.name, "demonstrations": demonstrations.name, "space": "metric"}
@@ -264,121 +270,6 @@ def _check_out(out: Path, about: dict[str, Any], *, overwrite: bool) -> None:
                 f"{out / 'about.json'}: {key}: found {found.get(key)!r}, expected {value!r}; these are other scores: name "
                 "another --out, or say --overwrite"
             )
-
-
-SHOWN = 10
-"""Episodes at either end of the ranking that are printed."""
-WIDTH = 20
-"""Characters of the plot of an episode."""
-BARS = "▁▂▃▄▅▆▇█"
-PLAIN_BARS = "_.-:=+*#"
-
-
-def table(scores: Sequence[Score], dataset: Dataset, demonstrations: Dataset) -> list[str]:
-    """The best and the worst episodes, a line each, at most 80 characters wide."""
-    ids = [score.episode for score in scores]
-    name = short_names(ids)
-    widest = max(7, *(len(name[episode]) for episode in ids))
-    shown = {episode.id for episode in demonstrations.episodes} if demonstrations.name == dataset.name else set()
-    bars = BARS if _encodable(BARS) else PLAIN_BARS
-    lines = ["", f"{'rank':>5}  {'episode':{widest}} {'steps':>6} {'score':>6} {'reach':>6} {'forward':>7}  progress"]
-    for rank, score in enumerate(scores, 1):
-        if SHOWN < rank <= len(scores) - SHOWN:
-            if rank == SHOWN + 1:
-                lines.append(f"  ...  {len(scores) - 2 * SHOWN:,} more in scores.csv")
-            continue
-        plot = sparkline(score.progress, WIDTH, bars)
-        mark = "*" if score.episode in shown else ""
-        numbers = f"{score.steps:6} {score.score:6.2f} {score.reach:6.2f} {score.forward:7.2f}"
-        lines.append(f"{rank:5}  {name[score.episode]:{widest}} {numbers}  {plot}{mark}")
-    lines.append("* demonstration" if shown & set(ids) else "")
-    lines.append("score = reach (how far along the demonstration) x forward (share of steps that go on)")
-    return lines
-
-
-def short_names(ids: Sequence[str]) -> dict[str, str]:
-    """Ids as a narrow column shows them: their numbers if they differ in nothing else, else at most 24 characters."""
-    if len({episode.rpartition("-")[0] for episode in ids}) == 1:
-        return {
-            episode: str(int(tail)) if (tail := episode.rpartition("-")[2]).isdecimal() else tail for episode in ids
-        }
-    return {episode: episode if len(episode) <= 24 else f"{episode[:10]}..{episode[-12:]}" for episode in ids}
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def sparkline(values: Any, width: int, bars: str) -> str:
-    """Numbers in [0, 1] as a row of at most ``width`` bars, the mean of equal parts each."""
-    import numpy as np
-
-    parts = np.array_split(values, min(width, len(values)))
-    return "".join(bars[min(int(part.mean() * len(bars)), len(bars) - 1)] for part in parts)
-
-
-def _write_scores(out: Path, scores: Sequence[Score], recording: Recording, about: dict[str, Any]) -> None:
-    """CSV, parquet where it can be written, and for LeRobot the progress of every frame."""
-    import csv
-
-    import numpy as np
-
-    from dynarep.data.folders import whole_folder
-    from dynarep.data.writers import lerobot
-    from dynarep.data.writers.table import can_write, write_table
-    from dynarep.pipeline.methods.rewards.progress import ProgressConfig
-    from dynarep.pipeline.tables import write_json
-
-    least = ProgressConfig().lookahead
-    rows = [
-        {
-            "rank": rank,
-            "episode": score.episode,
-            "steps": score.steps,
-            "score": score.score,
-            "reach": score.reach,
-            "forward": score.forward,
-            "demonstration": score.demonstration,
-            "pauses": " ".join(f"{start}-{stop}" for start, stop in score.pauses(least)),
-        }
-        for rank, score in enumerate(scores, 1)
-    ]
-    order = {episode.id: number for number, episode in enumerate(recording.dataset.episodes)}
-    recorded = sorted(scores, key=lambda score: order[score.episode])
-    tables: dict[str, Callable[[Path], None]] = {}
-    if can_write():
-        tables["scores.parquet"] = partial(write_table, columns={key: [row[key] for row in rows] for key in rows[0]})
-        steps = {
-            "episode": np.repeat([score.episode for score in recorded], [score.steps for score in recorded]),
-            "step": np.concatenate([np.arange(score.steps) for score in recorded]),
-            "progress": np.concatenate([score.progress[:-1] for score in recorded]),
-            "reward": np.concatenate([score.rewards for score in recorded]),
-            "moving": np.concatenate([score.moving for score in recorded]),
-        }
-        tables["steps.parquet"] = partial(write_table, columns=steps)
-    if recording.card.format == "lerobot" and recording.source is not None:
-        frames = lerobot.progress_table(recording.source, {score.episode: score.progress for score in scores})
-        tables[lerobot.PROGRESS] = partial(write_table, columns=frames)
-    with whole_folder(out) as new:
-        with (new / "scores.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(
-                {**row, **{key: f"{row[key]:.6f}" for key in ("score", "reach", "forward")}} for row in rows
-            )
-        for name, write in tables.items():
-            write(new / name)
-        write_json(new / "about.json", about)
-    print(f"{out}: scores.csv{''.join(f', {name}' for name in tables)}", flush=True)
-    if not can_write():
-        print(
-            "tables of every step, and parquet, need the package pyarrow: pip install 'dynarep[parquet]'",
-            file=sys.stderr,
-        )
 
 
 if __name__ == "__main__":
