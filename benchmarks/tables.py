@@ -147,7 +147,7 @@ def shares(cell: Cell) -> tuple[NDArray[np.float64], bool]:
 
 
 def grid(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
-    """Markdown: a row per method, a column per setting, and what all settings say together, best first.
+    """Markdown: a row per method, a column per setting, and what all settings say together, best first; learned spaces bold.
 
     A number is a success rate where the environment tells one, else the interquartile mean of the expert fraction; with its
     interval. The last two columns are of the methods that ran in every setting: the interquartile mean over all of them, and
@@ -160,7 +160,8 @@ def grid(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
             found.setdefault(cell["method"], {})[cell["setting"]] = shares(cell)
     whole = {method: [row[name][0] for name in names] for method, row in found.items() if len(row) == len(names)}
     level = {method: interquartile_mean(np.concatenate([x.ravel() for x in parts])) for method, parts in whole.items()}
-    plain = max((method for method in whole if method.startswith(WITHOUT_A_SPACE)), key=level.__getitem__, default=None)
+    learned = {cell["method"] for cell in cells if learns_a_space(cell)}
+    plain = max((method for method in whole if method not in learned), key=level.__getitem__, default=None)
 
     def column(row: dict[str, tuple[NDArray[np.float64], bool]], name: str) -> str:
         if name not in row:
@@ -171,18 +172,24 @@ def grid(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
 
     lines = [f"| method | {' | '.join(names)} | all | P(better) |", f"|---{'|---' * (len(names) + 2)}|"]
     for method, row in sorted(found.items(), key=lambda item: -level.get(item[0], -np.inf)):
+        shown = f"**{method}**" if method in learned else method
         total = ["-", "-"]
         if method in whole:
             low, high = stratified_interval(whole[method])
             total[0] = f"{level[method]:.2f} [{low:.2f}, {high:.2f}]"
             if plain not in (None, method):
                 total[1] = f"{probability_of_improvement(whole[method], whole[plain]):.2f}"
-        lines.append(f"| {method} | {' | '.join([column(row, name) for name in names] + total)} |")
+        lines.append(f"| {shown} | {' | '.join([column(row, name) for name in names] + total)} |")
     return "\n".join(lines)
 
 
-WITHOUT_A_SPACE = ("bc", "length", "raw", "standardised")
-"""How the names of methods begin that choose by no learned space."""
+def learns_a_space(cell: Cell) -> bool:
+    """Whether a method chooses or acts in a space that has been trained."""
+    return any(
+        entry["kind"] not in ("identity", "standardise")
+        for name, entry in cell["params"].items()
+        if name.startswith("pretrain.")
+    )
 
 
 def matrix(cells: Sequence[Cell], learner: str) -> str:

@@ -14,13 +14,14 @@ import yaml
 
 from dynarep.configs.params import read_yaml
 from dynarep.data import d4rl
-from dynarep.data.card import DatasetCard, card_names, load_card, make_card
+from dynarep.data.card import DatasetCard
 from dynarep.data.prepare import Recording, index_of, load_recording, read_recording
 from dynarep.data.readers import REQUIRED, load, locate
 from dynarep.data.readers.flat import BOUND_TOLERANCE, COLUMNS, FAULTY, Notes, Part, cut
-from dynarep.data.readers.guess import filter_keys, guess
+from dynarep.data.readers.guess import filter_keys
 from dynarep.data.schema import DataError, Episode
-from dynarep.data.shards import parse_index, read_index
+from dynarep.data.shards import parse_index
+from dynarep.data.target import CardTarget, RecordingTarget, find_target
 
 COLUMNS_SHOWN = 40
 """Lines about the columns of one array."""
@@ -40,44 +41,12 @@ def describe(target: str, project: Path) -> tuple[str, bool]:
     Raises:
         DataError: if there is no such card or recording, or it is too damaged to say anything about it.
     """
-    cards = project / "configs" / "datasets"
-    file = Path(target)
-    if file.suffix in (".yaml", ".yml"):
-        if not file.is_file():
-            raise DataError(f"{file}: no such file")
-        cards, target = file.parent, file.stem
-        if cards.resolve().parts[-2:] == ("configs", "datasets"):
-            project = cards.resolve().parents[1]
-        return _describe_card(target, cards, project)
-    if target in card_names(cards):
-        return _describe_card(target, cards, project)
-    if file.exists():
-        return _describe_recording(file, project)
-    published = _published(target)
-    if published is not None:
-        try:
-            path = locate(make_card("mine", published, target), project)
-        except DataError as error:
-            raise DataError(
-                f"{target}: no such file or folder, and no card in {cards}; taken for a published dataset: {error}"
-            ) from error
-        return _describe_recording(path, project, published)
-    known = ", ".join(card_names(cards)) or "none"
-    raise DataError(f"{target}: no such file or folder, and no card in {cards}; cards there: {known}")
+    found = find_target(target, project)
+    return _describe_card(found) if isinstance(found, CardTarget) else _describe_recording(found)
 
 
-MINARI_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)*[A-Za-z0-9_.-]+-v[0-9]+")
-
-
-def _published(target: str) -> dict[str, Any] | None:
-    """Keys of a card for a published dataset, None if it is not named like one."""
-    if target in d4rl.URLS:
-        return {"dataset": target, "format": "d4rl"}
-    return {"dataset": target, "format": "minari"} if MINARI_ID.fullmatch(target) else None
-
-
-def _describe_card(name: str, cards: Path, project: Path) -> tuple[str, bool]:
-    card = load_card(name, cards)
+def _describe_card(found: CardTarget) -> tuple[str, bool]:
+    name, cards, project, card = found.name, found.cards, found.project, found.card
     values = read_yaml(cards / f"{name}.yaml")
     lines = [f"Card {name}: {card.description}".rstrip(": ")]
     lines += _yaml({key: value for key, value in values.items() if key != "description"})
@@ -111,17 +80,8 @@ def _in_place(shards: str, project: Path) -> list[str]:
     return lines if returns is None else [*lines, f"returns {_number(min(returns))} to {_number(max(returns))}"]
 
 
-def _describe_recording(path: Path, project: Path, published: dict[str, Any] | None = None) -> tuple[str, bool]:
-    keys = guess(path)
-    place = path.resolve()
-    root = project.resolve()
-    source = published or {"path": str(place.relative_to(root) if place.is_relative_to(root) else place)}
-    base = published["dataset"] if published else place.stem
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", base).strip("-_")[:80] or "mine"
-    values = {**source, **keys}
-    parts = load(path, make_card(name, values, name))
-    values |= _bounds(path, values["format"], parts)
-    card = make_card(name, values, name)
+def _describe_recording(found: RecordingTarget) -> tuple[str, bool]:
+    name, values, path, parts, card = found.name, found.values, found.path, found.parts, found.card
     lines = [f"{path}: looks like format {card.format}"]
     try:
         recording = read_recording(path, card)
@@ -139,22 +99,6 @@ def _yaml(values: dict[str, Any]) -> list[str]:
     """Lines of a card, a key each."""
     dumped = {key: yaml.safe_dump(value, default_flow_style=True, width=10**6) for key, value in values.items()}
     return [f"  {key}: {text.splitlines()[0]}" for key, text in dumped.items()]
-
-
-def _bounds(path: Path, kind: str, parts: Sequence[Part]) -> dict[str, Any]:
-    """Action bounds for a card: nothing if -1 and 1 will do, else those found, rounded outwards."""
-    if kind == "prepared":
-        bounds = {key: read_index(path)["spec"][key] for key in ("action_low", "action_high")}
-        return bounds if set(bounds["action_low"]) - {-1.0} or set(bounds["action_high"]) - {1.0} else {}
-    actions = [part.columns["actions"].astype(np.float64) for part in parts if "actions" in part.columns]
-    if not actions or any(a.ndim != 2 or a.shape[1:] != actions[0].shape[1:] or not len(a) for a in actions):
-        return {}
-    low, high = (reduce([reduce(a) for a in actions]) for reduce in (np.fmin.reduce, np.fmax.reduce))
-    inside = (low >= -1 - BOUND_TOLERANCE).all() and (high <= 1 + BOUND_TOLERANCE).all()
-    if inside or not (np.isfinite(low).all() and np.isfinite(high).all()):
-        return {}
-    low, high = np.floor(low * 100) / 100, np.ceil(high * 100) / 100
-    return {"action_low": np.minimum(low, -1).tolist(), "action_high": np.maximum(high, 1).tolist()}
 
 
 def _advice(card: DatasetCard, recording: Recording, path: Path) -> list[str]:

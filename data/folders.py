@@ -1,4 +1,4 @@
-"""Output folders that appear complete or not at all, and files that are read as a whole within bounds."""
+"""Output folders and files that appear complete or not at all, and files that are read as a whole within bounds."""
 
 from __future__ import annotations
 
@@ -104,6 +104,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a new file beside ``path`` that takes its place, flushed to disk, if the block does not raise.
+
+    Raises:
+        OSError: if the disk is full or fails; the error names ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        yield new
+        _flush(new)
+        new.replace(path)
+        _flush(path.parent)
+    except OSError as error:
+        if error.filename is None and error.errno in DISK:
+            error.filename = str(path)
+        raise
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

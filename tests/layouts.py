@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,29 @@ def write_lerobot(folder: Path, episodes: Sequence[Episode]) -> Path:
         "features": features,
     }
     (path / "meta" / "info.json").write_text(json.dumps(info))
+    return path
+
+
+def write_lerobot_v2(folder: Path, episodes: Sequence[Episode]) -> Path:
+    """The same in version 2.1: a file per episode, and their lengths in lines of JSON."""
+    import pyarrow.parquet
+
+    path = write_lerobot(folder, episodes)
+    tables = [pyarrow.parquet.read_table(file) for file in sorted((path / "data").rglob("*.parquet"))]
+    frames = pyarrow.concat_tables(tables)
+    shutil.rmtree(path / "data")
+    shutil.rmtree(path / "meta" / "episodes")
+    lines = []
+    for number, episode in enumerate(episodes):
+        part = frames.filter(pyarrow.compute.equal(frames["episode_index"], number))
+        file = path / "data" / f"chunk-{number // 4:03d}" / f"episode_{number:06d}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pyarrow.parquet.write_table(part, file)
+        lines.append(json.dumps({"episode_index": number, "tasks": ["pick"], "length": len(part)}))
+        assert len(part) == episode.length + 1
+    (path / "meta" / "episodes.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    info = json.loads((path / "meta" / "info.json").read_text())
+    (path / "meta" / "info.json").write_text(json.dumps({**info, "codebase_version": "v2.1"}))
     return path
 
 

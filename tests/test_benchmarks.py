@@ -181,6 +181,7 @@ def cell_of(setting: str, method: str, returns: dict[str, list[list[float]]], **
         "setting": setting,
         "method": method,
         "key": "k",
+        "params": {},
         "env": "Unknown-v0",
         "returns": returns,
         "demonstrations_return": 100.0,
@@ -211,18 +212,19 @@ def test_table_has_score_interval_budget_and_total() -> None:
 
 
 def test_grid_has_success_rates_expert_fractions_and_what_all_settings_say() -> None:
+    learned = {"pretrain.m": {"kind": "temporal_metric"}}
     cells = [
         cell_of("maze", "raw_top", {"last": [[-9.0, -9.0]]}, successes=[[0.0, 1.0]]),
-        cell_of("maze", "metric_top", {"last": [[-9.0, -9.0]]}, successes=[[1.0, 1.0]]),
+        cell_of("maze", "metric_top", {"last": [[-9.0, -9.0]]}, successes=[[1.0, 1.0]], params=learned),
         cell_of("hopper", "raw_top", {"last": [[20.0, 20.0]]}, successes=[[math.nan, math.nan]]),
-        cell_of("hopper", "metric_top", {"last": [[60.0, 60.0]]}, successes=[[math.nan, math.nan]]),
+        cell_of("hopper", "metric_top", {"last": [[60.0, 60.0]]}, successes=[[math.nan, math.nan]], params=learned),
         cell_of("hopper", "bc", {"last": [[70.0, 70.0]]}),
     ]
     lines = tables.grid(cells).splitlines()
     assert lines[0] == "| method | maze | hopper | all | P(better) |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| metric_top", "| raw_top", "| bc"]
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| **metric_top**", "| raw_top", "| bc"]
     assert "| 0.60 [0.60, 0.60] |" in lines[2]
-    assert lines[2].startswith("| metric_top | 1.00 [")
+    assert lines[2].startswith("| **metric_top** | 1.00 [")
     assert lines[2].endswith("| 0.88 |"), "of 2 x 2 pairs half are won and half tie in the maze, all are won in hopper"
     assert lines[3].startswith("| raw_top | 0.50 [")
     assert lines[4] == "| bc | - | 0.70 [0.70, 0.70] | - | - |"

@@ -53,6 +53,7 @@ FORMATS = {
         "robomimic", partial(layouts.write_robomimic, successors=False), STATES, both=False
     ),
     "lerobot": Format("lerobot", layouts.write_lerobot, {"dones": "terminated"}, both=False, package="pyarrow"),
+    "lerobot 2": Format("lerobot", layouts.write_lerobot_v2, {"dones": "terminated"}, both=False, package="pyarrow"),
     "minari": Format("minari", layouts.write_minari),
     "minari dictionary": Format(
         "minari", partial(layouts.write_minari, dictionary=True), {"observations": ["observation", "extra/goal"]}
@@ -356,6 +357,27 @@ def change_info(**values: Any) -> Callable[[Path], None]:
     return apply
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            '{"episode_index": 0, "length": 2}\n{"episode_index": 1}\n',
+            "episodes.jsonl: line 2: length: found None, expected",
+        ),
+        ('{"episode_index": 0, "length": 2}\n[', "episodes.jsonl: line 2: not valid JSON"),
+        ('{"episode_index": 0, "length": 7}\n', "found 11 frames, expected 7 as in meta/episodes"),
+    ],
+)
+def test_wrong_lists_of_episodes_of_older_lerobot_datasets_are_refused(
+    tmp_path: Path, lines: str, message: str
+) -> None:
+    pytest.importorskip("pyarrow")
+    path = layouts.write_lerobot_v2(tmp_path, episodes(["terminal", "timeout", "timeout"]))
+    (path / "meta" / "episodes.jsonl").write_text(lines)
+    with pytest.raises(DataError, match=re.escape(message)):
+        read(path, card("lerobot", dones="terminated"))
+
+
 def change_table(name: str, **columns: Any) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         import pyarrow.parquet
@@ -375,7 +397,7 @@ FIRST = "chunk-000/file-000.parquet"
 @pytest.mark.parametrize(
     ("spoil", "keys", "message"),
     [
-        (change_info(codebase_version="v2.1"), {}, "codebase_version: found v2.1, expected v3.x"),
+        (change_info(codebase_version="v1.6"), {}, "codebase_version: found v1.6, expected v2.x or v3.x"),
         (change_info(features={"action": {"dtype": "float32"}}), {}, "observation.state: found nothing, expected a column"),
         (change_info(features=["action"]), {}, "features: found list, expected a description of each column"),
         (None, {"observations": ["observation.images.top"]}, "observation.images.top: found video, expected a column of n"),

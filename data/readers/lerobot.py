@@ -1,13 +1,15 @@
 """LeRobot's v3 layout: ``meta/info.json``, ``meta/episodes/*/*.parquet`` and ``data/*/*.parquet`` with a row per frame.
 
+Its v2 layouts are read, too: a file per episode, and ``meta/episodes.jsonl`` with their lengths.
+
 Column ``action`` and the state columns that the card names, ``observation.state`` by default; ``next.reward`` and
 ``next.done`` where there are any. Videos and images are left alone. The traps: many episodes share a file; the state
-after the last frame is not recorded; ``next.done`` does not say whether the task ended, so the card does; versions
-before 3 have another layout.
+after the last frame is not recorded; ``next.done`` does not say whether the task ended, so the card does.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from dynarep.data.card import DatasetCard
+from dynarep.data.folders import parse_json, read_content
 from dynarep.data.readers.flat import Part, joined, marks, read_columns, whole
-from dynarep.data.readers.metadata import read_json
+from dynarep.data.readers.metadata import JSON_BYTES, read_json
 from dynarep.data.readers.parquet import read_table
 from dynarep.data.schema import DataError
 
@@ -44,7 +47,7 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
             )
     optional = tuple(name for name in ("next.reward", "next.done") if name in features)
     tables = [
-        _columns(file, ("episode_index", "frame_index", *states, "action", *optional)) for file in _tables(path, "data")
+        _columns(file, ("episode_index", "frame_index", *states, "action", *optional)) for file in data_files(path)
     ]
     try:
         frames = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
@@ -74,20 +77,39 @@ def _episode(
 
 def files(path: Path) -> list[Path]:
     """The files that are read."""
-    return [path / "meta" / "info.json", *_tables(path, "meta/episodes"), *_tables(path, "data")]
+    return [path / "meta" / "info.json", *episode_files(path), *data_files(path)]
+
+
+def data_files(path: Path) -> list[Path]:
+    """The parquet files of frames, in order."""
+    old = _is_old(info(path))
+    return _tables(path, "data", "chunk-*/episode_*.parquet" if old else "chunk-*/file-*.parquet")
+
+
+def episode_files(path: Path) -> list[Path]:
+    """The files that list the episodes, in order."""
+    if _is_old(info(path)):
+        return [path / "meta" / "episodes.jsonl"]
+    return _tables(path, "meta/episodes", "chunk-*/file-*.parquet")
+
+
+def _is_old(values: dict[str, Any]) -> bool:
+    return str(values["codebase_version"]).startswith("v2.")
 
 
 def info(path: Path) -> dict[str, Any]:
     """``meta/info.json`` of a dataset.
 
     Raises:
-        DataError: if it is missing, no JSON object, or of another version than 3.
+        DataError: if it is missing, no JSON object, or of another version than 2 or 3.
     """
     file = path / "meta" / "info.json"
     values = read_json(file, "LeRobot")
     version = values.get("codebase_version")
-    if not str(version).startswith("v3."):
-        raise DataError(f"{file}: codebase_version: found {version}, expected v3.x; LeRobot has a converter to v3.0")
+    if not str(version).startswith(("v2.", "v3.")):
+        raise DataError(
+            f"{file}: codebase_version: found {version}, expected v2.x or v3.x; LeRobot has a converter to v3.0"
+        )
     features = values.get("features")
     if not isinstance(features, dict):
         raise DataError(f"{file}: features: found {type(features).__name__}, expected a description of each column")
@@ -112,19 +134,20 @@ def vectors(features: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tables(path: Path, folder: str) -> list[Path]:
-    """Parquet files ``<folder>/chunk-<i>/file-<j>.parquet`` by i, j."""
-    found = (path / folder).glob("chunk-*/file-*.parquet")
+def _tables(path: Path, folder: str, pattern: str) -> list[Path]:
+    """Parquet files such as ``<folder>/chunk-<i>/file-<j>.parquet`` by i, j."""
+    found = (path / folder).glob(pattern)
 
     def numbers(file: Path) -> list[int]:
-        return [int(name.partition("-")[2]) for name in (file.parent.name, file.stem)]
+        return [int(re.split("[-_]", name, maxsplit=1)[1]) for name in (file.parent.name, file.stem)]
 
     try:
         tables = sorted(found, key=numbers)
     except ValueError:
-        raise DataError(f"{path / folder}: found files that are not numbered like chunk-000/file-000.parquet") from None
+        example = pattern.replace("*.", "000.").replace("*", "000")
+        raise DataError(f"{path / folder}: found files that are not numbered like {example}") from None
     if not tables:
-        raise DataError(f"{path / folder}: found no chunk-*/file-*.parquet")
+        raise DataError(f"{path / folder}: found no {pattern}")
     return tables
 
 
@@ -137,9 +160,25 @@ def _columns(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     return columns
 
 
+def _lines(file: Path) -> dict[str, np.ndarray]:
+    """``episode_index`` and ``length`` of a version 2 list of episodes, a JSON object each line."""
+    lines = read_content(file, JSON_BYTES).splitlines()
+    rows = [parse_json(line, f"{file}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    columns = {}
+    for name in ("episode_index", "length"):
+        values = [row.get(name) if isinstance(row, dict) else None for row in rows]
+        if wrong := [number for number, value in enumerate(values, 1) if type(value) is not int]:
+            raise DataError(f"{file}: line {wrong[0]}: {name}: found {values[wrong[0] - 1]!r}, expected a whole number")
+        columns[name] = np.array(values, np.int64)
+    return columns
+
+
 def _bounds(path: Path, frames: dict[str, np.ndarray]) -> list[tuple[int, int]]:
     """First row and one past the last row of each episode, as ``meta/episodes`` says, checked against the frames."""
-    tables = [_columns(file, ("episode_index", "length")) for file in _tables(path, "meta/episodes")]
+    lists = episode_files(path)
+    tables = [
+        _lines(file) if file.suffix == ".jsonl" else _columns(file, ("episode_index", "length")) for file in lists
+    ]
     episode, length = (np.concatenate([table[name] for table in tables]) for name in ("episode_index", "length"))
     where = path / "meta" / "episodes"
     for name, values in (("episode_index", episode), ("length", length)):
