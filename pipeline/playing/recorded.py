@@ -74,7 +74,7 @@ def fitted_values(
     given = torch.cat(parts, 1).expand(policy.replicas, -1).contiguous().to(device)
     following = actions_of(policy, table.next_observations.cpu()).to(device)
     gone = suffix_returns(given, table.lengths.tolist(), c.gamma)
-    start = float(gone.mean()), float(gone.std(correction=0))
+    start = gone.mean(1, keepdim=True), gone.std(1, keepdim=True, correction=0)
     torch.manual_seed(run.seed)
     terminates = any(episode.terminated for episode in episodes)
     learner = FittedQ(c, table, given, following, (spec.action_low, spec.action_high), start, terminates).to(device)
