@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help run status test test-slow lint layout docs bench format clean
+.PHONY: help run scores status test test-slow lint layout docs bench format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,7 +23,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 
 run: $(VENV)/.installed  ## set up and run the whole pipeline (dvc repro) on the embedded recordings
 	dvc repro
-	@echo "scores: artifacts/report/metrics.json, page: artifacts/report/index.html"
+	@echo "scores: make scores, page: artifacts/report/index.html"
+
+scores: $(VENV)/.installed  ## print the scores of the last run
+	@python -m dynarep.stages.scores
 
 status: $(VENV)/.installed  ## tell which stages are fresh, and why the others are not
 	@python -m dynarep.stages.status || true

@@ -417,7 +417,7 @@ def _span(bound: Sequence[float]) -> str:
 
 def _number(value: float) -> str:
     """Four significant digits, whole numbers as they are."""
-    value = float(value)
+    value = float(value) + 0.0  # no -0
     if value == round(value) and abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"

@@ -96,9 +96,13 @@ class FittedQ(nn.Module):
         rewards: (R, N) of its transitions, on the same device.
         next_actions: (R, N, act_dim), what each policy does in their next states.
         bounds: of the actions.
-        start: mean and deviation of the recording's discounted returns-to-go, from which Q begins and in which it is measured.
+        start: mean and deviation (R, 1) of the recording's discounted returns-to-go, where Q begins and in which it is measured.
         terminates: whether some episodes end in a terminal state.
     """
+
+    centre: Tensor
+    scale: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -107,12 +111,13 @@ class FittedQ(nn.Module):
         rewards: Tensor,
         next_actions: Tensor,
         bounds: tuple[tuple[float, ...], tuple[float, ...]],
-        start: tuple[float, float],
+        start: tuple[Tensor, Tensor],
         terminates: bool,
     ) -> None:
         super().__init__()
         self.config, self.rewards, self.next_actions = c, rewards, next_actions
-        self.centre, self.scale = start[0], start[1] or 1.0
+        self.register_buffer("centre", start[0].float())
+        self.register_buffer("scale", torch.where(start[1] > 0, start[1], 1.0).float())
         self.limits = attainable(rewards, terminates, c.gamma)
         states = table.observations
         self.normaliser = Normaliser(states.mean(0), states.std(0, correction=0))

@@ -10,12 +10,11 @@ def main(stage: Stage) -> None:
     """
     from dynarep.pipeline.playing.summary import print_scores, score_rows
     from dynarep.pipeline.report import ReportConfig, controls, make_page, read_scores
-    from dynarep.pipeline.report.inputs import SECTIONS, Artifacts
+    from dynarep.pipeline.report.inputs import Artifacts
     from dynarep.pipeline.tables import write_json, write_table
 
-    settings, values = stage.config(ReportConfig), stage.values()
-    entries = {section: list(values[section]) for section in SECTIONS if values.get(section)}
-    scored = read_scores(Artifacts(stage.artifacts, entries))
+    settings = stage.config(ReportConfig)
+    scored = read_scores(Artifacts.of(stage.artifacts, stage.values()))
     with stage.output() as folder:
         write_json(folder / "metrics.json", scored.scores)
         write_table(folder / "returns.tsv", score_rows(scored.raw))

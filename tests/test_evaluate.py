@@ -371,6 +371,8 @@ def test_summary_uses_the_reference_where_there_is_one() -> None:
         "success_low": None,
         "success_high": None,
         "motion_distance": None,
+        **dict.fromkeys(f"{name}{end}" for name in ("action_error", "fitted_q") for end in ("", "_low", "_high")),
+        **dict.fromkeys(f"recording{part}" for part in ("", "_episodes", "_return", "_seen")),
     }
     assert summarise(raw_of("Hopper-v4", reference, played))["random"]["expert_fraction"] is None
     other = summarise(raw_of("Humanoid-v5", None, played, [6463.6]))

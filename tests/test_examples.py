@@ -174,3 +174,21 @@ def test_dataset_sweep(room: Project) -> None:
     for result, dataset in zip(results, datasets, strict=True):
         assert "iql_ailot" in result["metrics"]["artifacts/report/metrics.json"]["data"]
         assert dataset in printed
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a few updates; its outputs are not kept."""
+    book = json.loads((EXAMPLES / "maze.ipynb").read_text())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in code)
+    for cell in code:
+        source = "".join(cell["source"]).replace("UPDATES = 2000", "UPDATES = 20")
+        exec(compile(source, cell["id"], "exec"), names)
+    assert names["UPDATES"] == 20
+    printed = capsys.readouterr().out
+    for text in ("episodes of play", "success_rate", "steps from"):
+        assert text in printed

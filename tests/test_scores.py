@@ -269,3 +269,8 @@ def test_ranking() -> None:
     assert ranking(without("motion_distance")) == ["c", "a", "b"]
     assert ranking(without("motion_distance", "normalised_iqm")) == ["c", "b", "a"]
     assert ranking(without("motion_distance", "normalised_iqm", "success_rate")) == ["b", "c", "a"]
+    recorded = {"a": (0.3, 1.0), "b": (0.2, 3.0), "c": (0.1, 2.0)}
+    nothing = dict.fromkeys(keys)
+    judged = {name: {**nothing, "action_error": error, "fitted_q": value} for name, (error, value) in recorded.items()}
+    assert ranking(judged) == ["b", "c", "a"]
+    assert ranking({name: {**score, "fitted_q": None} for name, score in judged.items()}) == ["c", "b", "a"]

@@ -63,6 +63,9 @@ def fitted_values(
         c: settings.
         run: names, seeds and folders of the training.
         key: that identifies it, from ``run_key``.
+
+    Raises:
+        ValueError: if the rewards have another number of replicas than the policy.
     """
     from dynarep.pipeline.method import Sources
     from dynarep.pipeline.training.device import training_device
@@ -71,10 +74,14 @@ def fitted_values(
     episodes, device, spec = dataset.episodes, training_device(), dataset.spec
     table = TransitionTable.from_episodes(episodes, device=device)
     parts = [_rewards(episode, rewards) for episode in episodes]
+    if len(parts[0]) not in (1, policy.replicas):
+        raise ValueError(
+            f"evaluate.recording.rewards: found {len(parts[0])} replicas, expected 1 or the {policy.replicas} of the policy"
+        )
     given = torch.cat(parts, 1).expand(policy.replicas, -1).contiguous().to(device)
     following = actions_of(policy, table.next_observations.cpu()).to(device)
     gone = suffix_returns(given, table.lengths.tolist(), c.gamma)
-    start = float(gone.mean()), float(gone.std(correction=0))
+    start = gone.mean(1, keepdim=True), gone.std(1, keepdim=True, correction=0)
     torch.manual_seed(run.seed)
     terminates = any(episode.terminated for episode in episodes)
     learner = FittedQ(c, table, given, following, (spec.action_low, spec.action_high), start, terminates).to(device)

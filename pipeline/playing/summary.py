@@ -127,7 +127,10 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for played in raw["policies"].values()
     )
     return {
-        name: {**_score(raw["env"], played, reference, chance, expert, tells), **_recorded(raw["recording"], played)}
+        name: {
+            **_score(raw["env"], played, reference, chance, expert, tells),
+            **_recorded(raw.get("recording"), played),
+        }
         for name, played in raw["policies"].items()
     }
 
@@ -218,7 +221,7 @@ class Column:
 
     def known(self, scores: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether some policy has this score."""
-        return any(score[self.value] is not None for score in scores.values())
+        return any(score.get(self.value) is not None for score in scores.values())
 
     def texts(self, scores: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """The score of each policy with its interval, with so many digits that different ones read differently."""

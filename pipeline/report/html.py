@@ -104,7 +104,7 @@ def as_text(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value + 0.0:.4g}"  # no -0
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -154,6 +154,11 @@ class Artifacts:
     root: Path
     entries: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, root: Path, values: Mapping[str, Any]) -> Artifacts:
+        """Those of the entries of a params file."""
+        return cls(root, {section: list(values[section]) for section in SECTIONS if values.get(section)})
+
     def folder(self, section: str, name: str) -> Path:
         """Where an entry's output lies."""
         return self.root / section / name

@@ -104,4 +104,4 @@ def drawing(frame: Frame, label: str, content: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.2g}"
+    return f"{value + 0.0:,.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.2g}"

@@ -117,7 +117,7 @@ def _metadata(artifacts: Artifacts, section: str, name: str) -> str:
 def _evaluated(scored: Scored) -> str:
     raw = scored.raw
     episodes = {score["episodes"] for score in scored.scores.values()}
-    recording = raw["recording"] or {}
+    recording = raw.get("recording") or {}
     played = "" if raw["seed"] is None else f"{max(episodes)} per replica, from seed {raw['seed']}"
     return facts(
         [

@@ -97,7 +97,7 @@ class Progress(pl.Callback):
         speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
         if training.updates < training.total:
             speed += f"  {clock((training.total - training.updates) / rate)} left"
-        status = "  ".join(f"{name} {row[name]:.4g}" for name in self.metrics)
+        status = "  ".join(f"{name} {row[name] + 0.0:.4g}" for name in self.metrics)
         if self.bar is not None:  # fields keep their width, so that nothing jumps
             self.bar.update(self.task, completed=training.updates, speed=f"{speed:{SPEED}}", status=status[: self.room])
         elif now - self.said > self.seconds or training.updates >= training.total:
