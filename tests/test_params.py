@@ -358,7 +358,7 @@ def test_an_entry_that_is_not_as_its_kind_expects_is_refused(section: str, entry
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "a b", "a@b", "none", "-x", "", "a\nb"])
 def test_a_name_that_cannot_be_a_folder_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ParamsError, match="params: learn: found .*, expected a"):
+    with pytest.raises(ParamsError, match=r"params: learn: found .*, expected a"):
         section_of({"learn": {name: {"kind": "bc"}}}, "learn", "params")
 
 

@@ -399,7 +399,7 @@ def test_config() -> None:
         with pytest.raises(ParamsError, match=rf"relabel\.x\.(training\.)?{message}"):
             parse_entry("relabel", "x", {**shared, **wrong})
     for name in ("a/b", "none"):
-        with pytest.raises(ParamsError, match="params: relabel: found .*, expected a"):
+        with pytest.raises(ParamsError, match=r"params: relabel: found .*, expected a"):
             section_of({"relabel": {name: {**shared, "kind": "recorded"}}}, "relabel", "params")
 
 
