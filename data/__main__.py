@@ -30,6 +30,9 @@ def main() -> int:
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (OSError, MemoryError) as error:
+        print(f"error: {arguments.target}: {error}", file=sys.stderr)
+        return 1
     print(text)
     return 0 if accepted else 1
 

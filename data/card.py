@@ -14,6 +14,9 @@ from pydantic.dataclasses import dataclass
 from dynarep.configs.params import NAME, ParamsError, read_yaml
 from dynarep.data.schema import DataError
 
+MOST_NOISE = 1 << 16
+"""Numbers that can be appended to an observation."""
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Member:
@@ -41,7 +44,7 @@ class Noise:
     """
 
     kind: Literal["white", "ar1"]
-    dims: int = Field(gt=0)
+    dims: int = Field(gt=0, le=MOST_NOISE)
     rho: float | None = Field(None, ge=0, lt=1)
     deviation: float = Field(1.0, gt=0, allow_inf_nan=False)
     seed: int = Field(0, ge=0)

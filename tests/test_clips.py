@@ -17,7 +17,6 @@ from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchit
 from dynarep.pipeline.methods.policies.uniform import Uniform, UniformArchitecture
 from dynarep.pipeline.playing import clips as module
 from dynarep.pipeline.playing.clips import (
-    LONGEST_STRIP,
     RenderingError,
     film_policy,
     film_recording,
@@ -27,7 +26,7 @@ from dynarep.pipeline.playing.clips import (
 )
 from dynarep.pipeline.playing.environments import make_environment
 from dynarep.pipeline.playing.evaluate import evaluate
-from dynarep.pipeline.playing.play import ClipsConfig, EvaluateConfig
+from dynarep.pipeline.playing.play import LONGEST_STRIP, ClipsConfig, EvaluateConfig
 
 SETTINGS = EvaluateConfig(
     env="Hopper-v4", episodes=7, seed=5, max_steps=30, workers=1, clips=ClipsConfig(fps=12.5, width=64)

@@ -88,6 +88,7 @@ def opened_archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         found = Counter(archive.files)
         if twice := [name for name, count in found.items() if count > 1]:
             raise DataError(f"{path}: {twice[0]}: found {found[twice[0]]} arrays of this name, expected one")
+        assert archive.zip is not None
         for member in archive.zip.infolist():
             check_expansion(f"{path}: {member.filename}", member.file_size, member.compress_size)
         yield archive

@@ -31,13 +31,11 @@ from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset
 from dynarep.pipeline.playing.environments import EvaluationError, NoiseConfig, make_environment, seeded
 from dynarep.pipeline.playing.motion import MotionConfig
-from dynarep.pipeline.playing.play import Actor, EvaluateConfig, play_block
+from dynarep.pipeline.playing.play import LONGEST_STRIP, Actor, EvaluateConfig, play_block
 
 TRACKING = "track"
 """The camera of Gymnasium's locomotion models that follows the body."""
 
-LONGEST_STRIP = 16_383
-"""Pixels; WebP has no longer images."""
 HOW_TO_RENDER = (
     "On Debian or Ubuntu `apt-get install libegl1` installs a renderer that needs no screen and no GPU; then run the stage "
     "evaluate again. MUJOCO_GL chooses another: osmesa, or glfw with a screen."

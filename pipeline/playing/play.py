@@ -31,6 +31,8 @@ NONE = "none"
 """Stands for an environment, dataset or rewards that an evaluation does without."""
 
 BLOCK = 5
+LONGEST_STRIP = 16_383
+"""Pixels of a WebP image along an axis, at most."""
 BOUNDS_TOLERANCE = 1e-5
 
 
@@ -59,7 +61,7 @@ class ClipsConfig:
 
     seconds: float = Field(default=3.0, gt=0)
     fps: float = Field(default=12.5, gt=0)
-    width: int = Field(default=240, ge=16)
+    width: int = Field(default=240, ge=16, le=LONGEST_STRIP)
 
 
 @config
