@@ -89,6 +89,7 @@ def learn(
 
             tables: dict[str, Callable[[], TransitionTable]] = {role: partial(table, role) for role in data}
             if replay is not None:
+                learner.to(device)
                 if dataset is not None:
                     _begin_with(replay, tables["dataset"](), factor, scaled, inputs, learner)
                 steps = replay.table
