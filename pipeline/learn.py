@@ -89,6 +89,7 @@ def learn(
 
             tables: dict[str, Callable[[], TransitionTable]] = {role: partial(table, role) for role in data}
             if replay is not None:
+                learner.to(device)
                 if dataset is not None:
                     _begin_with(replay, tables["dataset"](), factor, scaled, inputs, learner)
                 steps = replay.table
@@ -104,7 +105,8 @@ def learn(
     transitions = "nothing" if dataset is None else f"{sum(e.length for e in dataset.episodes):,} transitions"
     saw = method.saw(c, expert, transitions, None if rewards is None else inputs.rewards)
     if encoder is not None and needs.optional_encoder:
-        saw = {**saw, "other": f"{saw['other']}, also through {' and '.join(needs.encoder)}"}
+        read = " and ".join(needs.encoder) or inputs.encoder
+        saw = {**saw, "other": f"{saw['other']}, also through {read}"}
     facts = learner.facts()
     if replay is not None:
         made_steps = replay.steps_after(cast(TrainingConfig, inputs.training).updates)

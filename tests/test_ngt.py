@@ -282,3 +282,12 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         acting("ngt")
     with pytest.raises(ParamsError, match=r"learn\.name\.rewards: found 'x', expected none; ngt reads no rewards"):
         acting("ngt", **SMALL, rewards="x")
+
+
+def test_a_predictor_that_outruns_the_quantiles_is_paid_at_the_limit() -> None:
+    """Why ``quantile_rate`` and ``reward_rate`` belong together."""
+    points = torch.linspace(0.1, 1.0, 50).expand(2, -1)
+    stale = torch.tensor([0.01, 0.05, 0.1]).view(3, 1, 1).expand(3, 2, 1)
+    own = torch.quantile(points, torch.tensor([0.05, 0.5, 0.95]), dim=1).unsqueeze(-1)
+    assert (quantile_reward(points, stale, "symexp")[:, 15:] == -5.0).all()
+    assert quantile_reward(points, own, "symexp").abs().max() < 1.0
