@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-dev layout  ## ruff and mypy
 layout:  # the package as the folders that it is imported as, for readers of sources
 	mkdir -p build/typing/dynarep
 	for package in pipeline stages data configs; do ln -sfn $(CURDIR)/$$package build/typing/dynarep/$$package; done
-	ln -sfn $(CURDIR)/pipeline/root/__init__.py build/typing/dynarep/__init__.py
+	for file in pipeline/root/*.py; do ln -sfn $(CURDIR)/$$file build/typing/dynarep/; done
 	ln -sfn $(CURDIR)/benchmarks build/typing/benchmarks
 
 docs: $(VENV)/.installed-dev layout  ## build the documentation pages, build/site/index.html

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,9 +121,11 @@ def _make(recording: Recording, kept: Sequence[Labelled], name: str, about: Mapp
                     truncations=(last & episode.truncated).tolist(),
                 )
             )
-    made = minari.create_dataset_from_buffers(
-        name, buffers, observation_space=spaces[0], action_space=spaces[1], **options
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on each piece of metadata that is not given
+        made = minari.create_dataset_from_buffers(
+            name, buffers, observation_space=spaces[0], action_space=spaces[1], **options
+        )
     if env is not None:
         made.storage.update_metadata({"env_spec": env.to_json()})
 

@@ -1,7 +1,8 @@
 """``python -m dynarep.score <dataset> --demonstrations <what>``: rank the episodes of a recording, and write what follows.
 
-One command for one recording: it prepares the data and trains a space of distances in steps in a project of its own in the user's
-cache, by the programs of the stages, measures every episode by its progress along a demonstration, and prints and writes scores.
+One command for one recording: it prepares the data and trains a space of distances in steps in a project of its own in the
+user's cache, by the programs of the stages, measures every episode by its progress along a demonstration, and prints and
+writes scores.
 """
 
 from __future__ import annotations

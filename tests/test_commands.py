@@ -1,0 +1,246 @@
+"""The command ``dynarep`` and its programs that are no stages: ``score`` and ``init``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import layouts
+import numpy as np
+import pytest
+import yaml
+
+from dynarep.data.card import load_card
+from dynarep.data.readers import read
+from dynarep.data.schema import Episode
+from dynarep.init import main as init
+from dynarep.pipeline.entries import read_entry
+from dynarep.pipeline.registry import ROOMS
+from dynarep.score import main as score
+from dynarep.score import share_or_number
+
+CODE = Path(__file__).parents[1] / "pipeline" / "root"
+
+
+def episodes() -> list[Episode]:
+    """Twelve ways along a line of 30 steps, the n-th of which stops after n + 10 of them and waits there, and one back."""
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(12):
+        way = np.minimum(np.arange(31), 10 + number)[:: -1 if number == 11 else 1]
+        states = np.stack([way / 3, np.zeros(31), np.ones(31)], 1) + rng.normal(0, 0.01, (31, 3))
+        made.append(
+            Episode(
+                id=f"line-{number:06d}",
+                observations=states.astype(np.float32),
+                actions=np.full((30, 2), 0.1, np.float32),
+                rewards=np.zeros(30, np.float32),
+                terminated=False,
+                truncated=True,
+            )
+        )
+    way = np.stack([np.arange(31) / 3, np.zeros(31), np.ones(31)], 1).astype(np.float32)
+    return [*made, replace(made[0], id="line-000012", observations=way)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return layouts.write_d4rl(tmp_path_factory.mktemp("recorded"), episodes())
+
+
+@pytest.fixture
+def here(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DYNAREP_DATA", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_one_command_ranks_a_recording_and_writes_the_best(
+    here: Path, recorded: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(recorded), "--demonstrations", "12", "--updates", "20"]
+    assert score([*command, "--write", "d4rl", "best.hdf5", "--keep", "0.25"]) == 0
+    printed = capsys.readouterr().out
+    assert "metric: training of 20 updates" in printed
+    assert max(map(len, printed[printed.index(" rank ") :].splitlines()[:-2])) <= 80
+    rows = list(csv.DictReader((here / "scores" / "recording" / "scores.csv").open()))
+    assert len(rows) == 13
+    order = [int(row["episode"][-6:]) for row in rows]
+    assert order[0] == 12, "the demonstration itself"
+    assert order[-1] == 11, "the one that goes back"
+    assert order[1:-1] == sorted(order[1:-1], reverse=True), "the further the better"
+    about = json.loads((here / "scores" / "recording" / "about.json").read_text())
+    assert (about["demonstrations"], about["updates"]) == (["12"], 20)
+    kept = list(read(here / "best.hdf5", load(here, {"path": "best.hdf5", "format": "d4rl"})))
+    assert [int(episode.length) for episode in kept] == [30, 30, 30]
+    assert all(episode.rewards is not None and episode.rewards.any() for episode in kept)
+    assert not list(here.glob(".*")), "nothing but the results here"
+
+    assert score(command) == 0
+    assert "recording: 13 episodes, 390 steps, fresh" in (again := capsys.readouterr().out)
+    assert "metric: trained before" in again
+    assert (
+        again[again.index(" rank ") : again.index("score =")]
+        == printed[printed.index(" rank ") : printed.index("score =")]
+    )
+    assert len(list((cache / "scores").iterdir())) == 1
+
+
+def load(folder: Path, values: dict[str, Any]) -> Any:
+    (folder / "card.yaml").write_text(yaml.safe_dump(values))
+    return load_card("card", folder)
+
+
+def test_a_lerobot_folder_gets_progress_of_its_frames_and_another_recording_can_demonstrate(
+    here: Path, recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    source = layouts.write_lerobot(here, episodes())
+    command = [str(source), "--demonstrations", str(recorded), "--updates", "20", "--out", "out"]
+    assert score([*command, "--write", "lerobot", "good", "--keep", "3"]) == 0, capsys.readouterr().err
+    table = pyarrow.parquet.read_table(here / "out" / "sarm_progress.parquet").to_pydict()
+    assert list(table) == ["index", "episode_index", "frame_index", "progress_sparse"]
+    assert table["index"] == list(range(13 * 31))
+    assert 0 <= min(table["progress_sparse"]) < max(table["progress_sparse"]) <= 1
+    last = table["progress_sparse"][12 * 31 :]
+    assert last == sorted(last), "along the line"
+    assert json.loads((here / "good" / "meta" / "info.json").read_text())["total_episodes"] == 3
+    assert score([*command, "--write", "lerobot", "good"]) == 1
+    assert "good: is there; name another place, or say --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.hdf5", "--demonstrations", "0"], "nowhere.hdf5: no such file or folder"),
+        (["RECORDED", "--demonstrations", "13"], "--demonstrations: 13: found nowhere in recording, expected one episode; its 13"),
+        (["RECORDED", "--demonstrations", "1", "b"], "--demonstrations: found ['1', 'b'], expected numbers of episodes or one"),
+        (["RECORDED", "--demonstrations", "1", "--keep", "3"], "--keep: found it without --write"),
+        (["RECORDED", "--demonstrations", "1", "--write", "zarr", "x"], "--write: found 'zarr', expected one of d4rl, robomimic"),
+        (["RECORDED", "--demonstrations", "1", "--write", "lerobot", "x"], "lerobot: found a recording of format d4rl, expected a"),
+        (["RECORDED", "--demonstrations", "1", "--out", "there"], "there: is there and no folder of scores; name another --out"),
+        (["RECORDED", "--demonstrations", "1", "--out", "others"], "updates: found 7, expected 20; these are other scores"),
+    ],
+)  # fmt: skip
+def test_faults_are_one_line_before_any_training(
+    here: Path, recorded: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "there").mkdir()
+    (here / "others").mkdir()
+    cached = Path(str(recorded))
+    keys = {"made_by": "dynarep score", "dataset": str(cached), "demonstrations": ["1"], "updates": 7}
+    (here / "others" / "about.json").write_text(json.dumps(keys))
+    command = [str(recorded) if argument == "RECORDED" else argument for argument in arguments]
+    assert score([*command, "--updates", "20"]) == 1
+    printed = capsys.readouterr()
+    if "others" not in arguments:
+        assert message in printed.err
+    else:
+        assert "these are other scores" in printed.err
+    assert printed.err.startswith("error: score: ")
+    assert printed.err.count("\n") == 1
+    assert "training" not in printed.out
+
+
+def test_what_to_keep_is_a_share_or_a_number() -> None:
+    assert [share_or_number(text) for text in ("0.5", "1", "20", "1.0")] == [0.5, 1, 20, None]
+    for text in ("0", "-1", "1.5", "0.0", "many", "nan"):
+        with pytest.raises(Exception, match=f"found {text!r}, expected a share such as 0.8"):
+            share_or_number(text)
+
+
+@pytest.mark.parametrize("env", [None, "Pendulum-v1"])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_init_lays_out_a_project_whose_parts_fit(
+    here: Path, recorded: Path, numbered: bool, env: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(recorded, here / "mine.hdf5")
+    shown = ["12"] if numbered else [str(recorded)]
+    command = ["mine.hdf5", "--demonstrations", *shown, "--folder", "project", *(["--env", env] if env else [])]
+    assert init(command) == 0, capsys.readouterr().err
+    project = here / "project"
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    entries = [read_entry(project / "params.yaml", section, name) for section in ROOMS for name in values[section]]
+    assert {entry.kind for entry in entries} == {"temporal_metric", "progress", "weighted_bc", "bc", "random"}
+    for entry in entries:
+        for name in {entry.inputs.dataset, getattr(entry.inputs, "demonstrations", entry.inputs.dataset)}:
+            card = load_card(name, project / "configs" / "datasets")
+            assert len(list(read(project / str(card.path), card))) == (1 if numbered and name != "mine" else 13)
+            assert card.env == env
+    stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    assert ("evaluate" in stages) == ("evaluate" in values) == (env is not None)
+    for path in stages["prepare"]["deps"]:
+        assert (project / path).exists()
+    assert init(command) == 1
+    assert "params.yaml: is there; name another --folder" in capsys.readouterr().err
+
+
+def test_the_project_of_init_is_the_example_without_its_recorder() -> None:
+    root = Path(__file__).parents[1]
+    ours = yaml.safe_load((root / "configs" / "project" / "dvc.yaml").read_text())
+    example = yaml.safe_load((root / "examples" / "own_data" / "dvc.yaml").read_text())
+    del example["stages"]["record"]
+    own = {"recordings", "room.py"}
+    for stage in example["stages"].values():
+        for part in (stage, stage.get("do", {})):
+            if "deps" in part:
+                part["deps"] = [dep for dep in part["deps"] if dep not in own]
+    assert ours == example
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dynarep", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_the_command_knows_its_programs(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")] == [
+        "init", "describe", "score", "run", "status", "report"
+    ]  # fmt: skip
+    assert run(cwd=tmp_path).stdout == done.stdout
+    wrong = run("train", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (
+        2, "error: dynarep: found 'train', expected one of init, describe, score, run, status, report\n"
+    )  # fmt: skip
+    described = run("describe", "nowhere", cwd=tmp_path)
+    assert described.returncode == 1
+    assert described.stderr.startswith("error: nowhere: no such file or folder")
+    status = run("status", cwd=tmp_path)
+    assert status.returncode == 2
+    assert re.search(r"dvc.yaml: no such file; expected the project's pipeline", status.stderr)
+
+
+LIGHT = """
+import runpy, sys
+for command in ("init", "describe", "score", "status", "report"):
+    sys.argv = ["dynarep", command, "--help"]
+    try:
+        runpy.run_module("dynarep", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        assert stop.code == 0, command
+    heavy = {"torch", "numpy", "yaml", "h5py", "dvc", "pydantic", "lightning"} & set(sys.modules)
+    allowed = {"yaml", "pydantic", "numpy"} if command in ("status", "report") else set()
+    assert heavy <= allowed, (command, heavy)
+"""
+
+
+def test_help_is_light(tmp_path: Path) -> None:
+    """What the stages' programs import for --help is held by test_imports."""
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--demonstrations" in done.stdout
