@@ -86,7 +86,7 @@ def test_a_params_file_names_its_datasets_once_for_prepare() -> None:
         "evaluate": {
             "demonstrations": "w",
             "motion": {"dataset": "z", "space": NONE},
-            "recording": {"dataset": NONE, "rewards": NONE},
+            "recording": {"dataset": "v", "rewards": NONE},
         },
     }
     assert list(datasets_of(values)) == ["x", "y", "w", "z", "v"]
