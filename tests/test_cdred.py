@@ -352,5 +352,5 @@ def test_held_out_steps_of_an_expert_are_told_from_mixed_ones(tmp_path: Path) ->
         with torch.no_grad():
             expert, other = (np.concatenate([*made.rewards(side)[0].values()], 1)[0] for side in (others, kept))
         found[actions] = area(expert, other)
-    assert found[False] > 0.9, found
-    assert found[True] > 0.9, found
+    assert found[False] > 0.8, found
+    assert found[True] > 0.8, found

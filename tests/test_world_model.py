@@ -435,7 +435,7 @@ def told_linearly(encoder: WorldModelEncoder, kept: list[Episode]) -> Tensor:
 def test_latents_keep_what_a_linear_map_can_read() -> None:
     """With the anchor they keep place and velocity of a mass, and its model predicts better than standing still does."""
     encoder, kept = learn("reconstruction", 1000)
-    assert told_linearly(encoder, kept).min() > 0.95
+    assert told_linearly(encoder, kept).min() > 0.9
     rows = {row["k"]: row for row in model_error(encoder, kept)}
     assert rows[3]["error"] < 0.3 * rows[3]["staying"]
     assert rows[10]["error"] < 0.3 * rows[10]["staying"]
