@@ -64,7 +64,7 @@ class Returns:
 
     env: str
     env_options: dict[str, Any]
-    seed: Count
+    seed: Count | None
     plane: list[Count] | None = Field(default=None, min_length=2, max_length=2)
     max_steps: Count | None
     reference: list[Finite] | None = Field(min_length=2, max_length=2)

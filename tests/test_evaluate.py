@@ -317,7 +317,9 @@ def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps({"datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
     cards = {"mix": {"mix": ["maze"]}, "maze": {"dataset": "antmaze-umaze-v2", "format": "d4rl"}}
     (tmp_path / "shards" / "mix").mkdir(parents=True)
-    (tmp_path / "shards" / "mix" / "index.json").write_text(json.dumps({"provenance": {"cards": cards}}))
+    (tmp_path / "shards" / "mix" / "index.json").write_text(
+        json.dumps({"transitions": 1, "shards": [{}], "provenance": {"cards": cards}})
+    )
     found = cards_behind(folder, tmp_path)
     assert found == list(cards.values())
     for card in found:

@@ -388,7 +388,7 @@ def test_config() -> None:
     assert (short["n"], short["s"]) == (c["n"], c["s"])
     assert short["r"].inputs.training.updates == 20
     for wrong, message in (
-        ({"kind": "sqil"}, "kind: found 'sqil', expected one of ailot, constant"),
+        ({"kind": "sqil"}, "kind: found 'sqil', expected one of ailot, cdred, constant"),
         ({"kind": "otr", "lookahead": 1}, "lookahead: unknown key"),
         ({"kind": "nearest", "segments": 2}, "segments: unknown key"),
         ({"kind": "nearest", "power": 3}, "power: found 3"),

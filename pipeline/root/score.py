@@ -257,7 +257,7 @@ def _check_out(out: Path, about: dict[str, Any], *, overwrite: bool) -> None:
         DataError: if not.
     """
     from dynarep.data.schema import DataError
-    from dynarep.pipeline.tables import read_json
+    from dynarep.pipeline.stored import read_json
 
     if not out.exists() or overwrite:
         return
