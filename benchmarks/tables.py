@@ -34,6 +34,7 @@ from dynarep.pipeline.playing.scores import (
     rate_interval,
     stratified_interval,
 )
+from dynarep.pipeline.tables import number_text
 
 RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(r"(?P<head><!-- (?P<kind>\w+)(?P<words>(?: [^>]*?)?) -->\n).*?(?P<tail><!-- end -->)", re.DOTALL)
@@ -168,7 +169,7 @@ def grid(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
             return "-"
         values, rate = row[name]
         low, high = rate_interval(values) if rate else bootstrap_interval(values)
-        return f"{values.mean() if rate else interquartile_mean(values):.2f} [{low:.2f}, {high:.2f}]"
+        return bounded(float(values.mean()) if rate else interquartile_mean(values), low, high)
 
     lines = [f"| method | {' | '.join(names)} | all | P(better) |", f"|---{'|---' * (len(names) + 2)}|"]
     for method, row in sorted(found.items(), key=lambda item: -level.get(item[0], -np.inf)):
@@ -176,11 +177,17 @@ def grid(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
         total = ["-", "-"]
         if method in whole:
             low, high = stratified_interval(whole[method])
-            total[0] = f"{level[method]:.2f} [{low:.2f}, {high:.2f}]"
+            total[0] = bounded(level[method], low, high)
             if plain not in (None, method):
                 total[1] = f"{probability_of_improvement(whole[method], whole[plain]):.2f}"
         lines.append(f"| {shown} | {' | '.join([column(row, name) for name in names] + total)} |")
     return "\n".join(lines)
+
+
+def bounded(value: float, low: float, high: float) -> str:
+    """``value [low, high]`` with two digits, and no sign where that reads as zero."""
+    middle, left, right = (number_text(x, ".2f") for x in (value, low, high))
+    return f"{middle} [{left}, {right}]"
 
 
 def learns_a_space(cell: Cell) -> bool:
