@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +28,27 @@ from dynarep.score import share_or_number
 CODE = Path(__file__).parents[1] / "pipeline" / "root"
 
 
+def states(way: np.ndarray) -> np.ndarray:
+    """Along a curve, a third of a unit each step."""
+    return np.stack([way / 3, (way / 3) ** 2 / 10, np.ones(len(way))], 1).astype(np.float32)
+
+
 def episodes() -> list[Episode]:
-    """Twelve ways along a line of 30 steps, the n-th of which stops after n + 10 of them and waits there, and one back."""
-    rng = np.random.default_rng(0)
-    made = []
-    for number in range(12):
-        way = np.minimum(np.arange(31), 10 + number)[:: -1 if number == 11 else 1]
-        states = np.stack([way / 3, np.zeros(31), np.ones(31)], 1) + rng.normal(0, 0.01, (31, 3))
-        made.append(
-            Episode(
-                id=f"line-{number:06d}",
-                observations=states.astype(np.float32),
-                actions=np.full((30, 2), 0.1, np.float32),
-                rewards=np.zeros(30, np.float32),
-                terminated=False,
-                truncated=True,
-            )
+    """Twelve ways along a curve of 30 steps: the n-th waits after 10 + n of them, and the last one goes back; then all of it."""
+    ways = [np.minimum(np.arange(31), 10 + number) for number in range(12)]
+    ways = [*ways[:-1], ways[-1][::-1], np.arange(31)]
+    actions, rewards = np.full((30, 2), 0.1, np.float32), np.zeros(30, np.float32)
+    return [
+        Episode(
+            id=f"line-{number:06d}",
+            observations=states(way),
+            actions=actions,
+            rewards=rewards,
+            terminated=False,
+            truncated=True,
         )
-    way = np.stack([np.arange(31) / 3, np.zeros(31), np.ones(31)], 1).astype(np.float32)
-    return [*made, replace(made[0], id="line-000012", observations=way)]
+        for number, way in enumerate(ways)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,7 @@ SHARED_ROOMS = {
 
 LAYERS = ("configs", "data", "pipeline", "stages")
 """From the bottom to the top; a file imports from its own layer and those below. Programs of ``pipeline/root`` are above all."""
+"""From the bottom to the top; a file imports from its own layer and those below. Programs in ``pipeline/root`` are above all."""
 
 
 def modules(text: str) -> set[str]:
