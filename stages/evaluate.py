@@ -30,7 +30,8 @@ def main(stage: Stage) -> None:
         returns = evaluate(stage.entry, settings, stage.artifacts, cluster=cluster, paths=paths, title=run.title)
         recording, learned = settings.recording, stage.artifacts / "learn" / stage.entry
         if recording.dataset != NONE:
-            dataset, rewards = stage.dataset(recording.dataset), None
+            dataset = stage.dataset(recording.dataset)
+            rewards = None
             if recording.rewards != NONE:
                 rewards = read_rewards(stage.artifacts / "relabel" / recording.rewards, dataset)
             folders = snapshots_of(stage.entry, learned) if settings.snapshots else {stage.entry: learned}

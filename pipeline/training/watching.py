@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -143,7 +143,7 @@ def loggers_of(run: Run) -> list[Logger]:
     return found
 
 
-def _logger_class(kind: str, where: str) -> type[Logger]:
+def _logger_class(kind: str, where: str) -> Callable[..., Logger]:
     module, _, name = kind.rpartition(":")
     try:
         found = getattr(import_module(module) if module else lightning_loggers, name, None)
