@@ -49,10 +49,10 @@ def _check_expansion(path: Path, metadata: Any, names: Collection[str]) -> None:
     stored: dict[str, int] = {}
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for chunk in map(group.column, range(group.num_columns)):
-            name = chunk.path_in_schema.removesuffix(".list.element")
-            if name in names:
-                claimed[name] = claimed.get(name, 0) + BYTES * chunk.num_values
-                stored[name] = stored.get(name, 0) + chunk.total_compressed_size
+            for name in names:
+                if f"{chunk.path_in_schema}.".startswith(f"{name}."):
+                    claimed[name] = claimed.get(name, 0) + BYTES * chunk.num_values
+                    stored[name] = stored.get(name, 0) + chunk.total_compressed_size
     for name, size in claimed.items():
         check_expansion(f"{path}: {name}", size, stored[name])
 
