@@ -130,7 +130,7 @@ class FittedQ(nn.Module):
     def values(self, network: nn.Module, observations: Tensor, actions: Tensor) -> Tensor:
         """Q of observations (R, B, obs_dim) and actions (R, B, act_dim): (R, B)."""
         read = torch.cat([self.normaliser(observations), self.unit(actions)], -1)
-        return self.centre + self.scale * network(read).squeeze(-1)
+        return self.centre + self.scale * network(read).squeeze(-1)  # type: ignore[no-any-return]
 
     def batch(self, sources: Sources, generator: torch.Generator) -> StepBatch:
         """Uniform transitions."""

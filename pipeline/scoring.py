@@ -104,7 +104,7 @@ def score_episodes(
     try:
         shown = replace(demonstrations, episodes=[with_last_state(episode) for episode in demonstrations.episodes])
         world = judgement(entry, dataset, shown, encoder, run, device)
-        method = cast(Progress, entry.method.build(entry.config, world))
+        method = cast(type[Progress], entry.method).build(entry.config, world)
 
         def scored(episode: Episode) -> Score:
             points = method.embed(with_last_state(episode))

@@ -84,7 +84,6 @@ SHARED_ROOMS = {
 """What the file of a method may import beside torch, numpy and the standard library."""
 
 LAYERS = ("configs", "data", "pipeline", "stages")
-"""From the bottom to the top; a file imports from its own layer and those below. Programs of ``pipeline/root`` are above all."""
 """From the bottom to the top; a file imports from its own layer and those below. Programs in ``pipeline/root`` are above all."""
 
 

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from dynarep.data.schema import DataError
 
 
@@ -15,7 +17,7 @@ def can_write() -> bool:
     return find_spec("pyarrow") is not None
 
 
-def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+def write_table(path: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
     """Write columns of equal length.
 
     Raises:

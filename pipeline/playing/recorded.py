@@ -33,7 +33,7 @@ ROWS = 8192
 def actions_of(policy: ActingModel, observations: Tensor) -> Tensor:
     """What every replica does in each of (N, obs_dim) observations: (R, N, act_dim)."""
     policy.reset((0,))
-    return torch.cat([policy.act(part[None]).float() for part in observations.split(ROWS)], 1)
+    return torch.cat([policy.act(part[None]).float() for part in torch.split(observations, ROWS)], 1)
 
 
 def action_errors(policy: ActingModel, episodes: Iterable[Episode]) -> Tensor:

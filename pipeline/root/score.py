@@ -140,7 +140,8 @@ def _run(options: argparse.Namespace) -> None:
         print("parquet, and tables of steps, need the package pyarrow: pip install 'dynarep[parquet]'", file=sys.stderr)
     if options.write is not None:
         kept = best(scores, options.keep)
-        place = write(recording, kept, *options.write, about, overwrite=options.overwrite)
+        form, target_place = options.write
+        place = write(recording, kept, form, target_place, about, overwrite=options.overwrite)
         steps = sum(score.steps for score in kept)
         print(f"{place}: {len(kept):,} of {len(scores):,} episodes, {steps:,} steps, as {options.write[0]}")
 
