@@ -15,6 +15,7 @@ import dynarep
 from dynarep.data.resident import TransitionTable
 from dynarep.data.sampling import window
 from dynarep.data.schema import Episode
+from dynarep.data.shards import load_dataset, write_dataset
 from dynarep.pipeline.artifacts.storage import save_model
 from dynarep.pipeline.method import Sources, World
 from dynarep.pipeline.methods.encoders.world_model import (
@@ -48,6 +49,9 @@ from dynarep.pipeline.nn.world_model import (
     value_loss,
     value_range,
 )
+from dynarep.pipeline.pretrain import pretrain
+from dynarep.pipeline.training.config import TrainingConfig
+from tests.entries import a_run, entry
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"hidden": (16,), "dynamics_hidden": (16, 16), "latent_dim": 8}
@@ -362,6 +366,22 @@ def test_a_saved_one_is_loaded_in_one_line(tmp_path: Path) -> None:
     np.testing.assert_allclose(exported(torch.from_numpy(states)).detach().numpy(), latents, rtol=1e-5)
     step = made.embed(torch.from_numpy(states)[None], torch.zeros(1, 7, 2), "next")
     torch.testing.assert_close(step, made.step(made.embed(torch.from_numpy(states)[None]), torch.zeros(1, 7, 2)))
+
+
+def test_pretraining_trains_and_measures_it(tmp_path: Path) -> None:
+    made = point_mass(6, 0)
+    bounds = [-1.0, -1.0], [1.0, 1.0]
+    write_dataset(
+        tmp_path / "mass", "mass", made, provenance={}, env=None, bounds=bounds, returns=None, shard_bytes=10**6
+    )
+    training = TrainingConfig(updates=4, batch_size=8, updates_per_chunk=2, gradient_clip=20)
+    c = entry("pretrain", "world_model", WorldModelConfig(**SMALL), held_out=0.3, training=training)
+    found = pretrain(c, load_dataset(tmp_path / "mass"), a_run(tmp_path / "run"))
+    metrics = found.measured.metrics
+    assert list(metrics["model_error"]) == ["1", "2", "3", "5", "10", "20", "50"]
+    assert 1 <= metrics["effective_rank"] <= 8
+    assert [row["k"] for row in found.measured.tables["model_error"]] == [1, 2, 3, 5, 10, 20, 50]
+    assert {"z", "raw", "standardised"} <= set(metrics)
 
 
 def test_its_own_weights_are_where_a_training_starts() -> None:
