@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from dynarep.data.schema import DataError
 
@@ -17,7 +15,7 @@ def can_write() -> bool:
     return find_spec("pyarrow") is not None
 
 
-def write_table(path: Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
     """Write columns of equal length.
 
     Raises:
