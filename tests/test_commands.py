@@ -176,7 +176,14 @@ def test_init_lays_out_a_project_whose_parts_fit(
     project = here / "project"
     values = yaml.safe_load((project / "params.yaml").read_text())
     entries = [read_entry(project / "params.yaml", section, name) for section in ROOMS for name in values[section]]
-    assert {entry.kind for entry in entries} == {"temporal_metric", "progress", "weighted_bc", "bc", "random"}
+    assert {entry.kind for entry in entries} == {
+        "temporal_metric",
+        "inverse",
+        "progress",
+        "weighted_bc",
+        "bc",
+        "random",
+    }
     for entry in entries:
         for name in {entry.inputs.dataset, getattr(entry.inputs, "demonstrations", entry.inputs.dataset)}:
             card = load_card(name, project / "configs" / "datasets")

@@ -119,7 +119,7 @@ def _numbered(target: RecordingTarget, numbers: list[int], folder: Path) -> Reco
 
 
 def params(dataset: str, demonstrations: str, env: str | None, *, acts: bool) -> dict[str, Any]:
-    """Values of a params file: a metric in steps, progress in it, and policies that learn from it.
+    """Values of a params file: a metric in steps, progress in it, and policies that learn from it and read what actions control.
 
     Args:
         dataset: name of a card.
@@ -143,7 +143,13 @@ def params(dataset: str, demonstrations: str, env: str | None, *, acts: bool) ->
         "relabel": {"progress": {"kind": "progress", **inputs, "space": "metric"}},
     }
     if acts:
-        learned = {**inputs, "encoder": "metric", "rewards": "progress"}
+        values["pretrain"]["controlled"] = {
+            "kind": "inverse",
+            "dataset": dataset,
+            "initial": "none",
+            "training": {"updates": 3000, "batch_size": 256},
+        }
+        learned = {**inputs, "encoder": "controlled", "rewards": "progress"}
         values["learn"] = {
             "weighted": {"kind": "weighted_bc", **learned, "gamma": 0, "temperature": 3, **cloning},
             "bc": {"kind": "bc", **inputs, "encoder": "none", "rewards": "none", **cloning},
@@ -155,6 +161,7 @@ def params(dataset: str, demonstrations: str, env: str | None, *, acts: bool) ->
             "episodes": 10,
             "demonstrations": demonstrations,
             "motion": {"dataset": "none", "space": "none"},
+            "recording": {"dataset": "none", "rewards": "none"},
         }
         values["report"] = {"compare": None}
     return values
