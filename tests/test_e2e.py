@@ -277,7 +277,7 @@ def test_a_failure_is_one_line_and_loses_nothing(
         done = project.call(sys.executable, "-m", "dvc", "repro")
     assert done.returncode != 0
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
+    assert len(lines) == 1, done.stderr
     assert re.match(rf"error: {stage}: .*{message}", lines[0]), lines
     project.dvc("checkout")  # DVC removes the previous output of a stage before it runs
     project.dvc("repro")

@@ -30,7 +30,7 @@ PARAMS: dict[str, Any] = {
     "seed": 0,
     "replicas": 2,
     "pretrain": {"e": {"kind": "icvf", "dataset": "walk", "hidden": [8], "latent_dim": 4, "training": TRAINING}},
-    "relabel": {"r": {**SHARED, "kind": "rnd", "hidden": [8], "training": TRAINING}},
+    "relabel": {"r": {**SHARED, "kind": "rnd", "space": "e", "hidden": [8], "training": TRAINING}},
     "learn": {"a": {**SHARED, "kind": "iql", "rewards": "r", "hidden": [8], "training": TRAINING}},
     "evaluate": {"env": "InvertedPendulum-v4", "episodes": 1, "max_steps": 5, "workers": 1, "demonstrations": "walk"},
     "report": {},
