@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from dynarep.configs.params import Field, Name, ParamsError, check_name, check_sections, config, read_yaml, validate
 from dynarep.pipeline.method import Method
-from dynarep.pipeline.registry import ROOMS, find_method
+from dynarep.pipeline.registry import ROOMS, check_kind, find_method
 from dynarep.pipeline.sources import StreamConfig
 from dynarep.pipeline.training.config import TrainingConfig
 
@@ -246,6 +246,18 @@ def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str
         )
     if not needs.encoder and not needs.optional_encoder and inputs.encoder != NONE:
         raise ParamsError(f"{where}.encoder: found {inputs.encoder!r}, expected none; {method.kind} reads no encoder")
+
+
+def check_kinds(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a params file one of whose entries has an unknown kind, before DVC looks for the file of that kind.
+
+    Raises:
+        ParamsError: that starts with ``where`` and names the entry and all kinds.
+    """
+    for section, room in ROOMS.items():
+        for name, entry in section_of(values, section, where).items():
+            if "kind" in entry:  # DVC refuses a file without
+                check_kind(room, entry["kind"], f"{where}: {section}.{name}.kind")
 
 
 def datasets_of(values: Mapping[str, Any], where: str = "params") -> dict[str, str]:

@@ -22,12 +22,18 @@ def kinds(room: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
-def _load(room: str, kind: object, where: str) -> str:
+def check_kind(room: str, kind: object, where: str) -> str:
+    """A kind of a room; errors as ``find_method``."""
     known = kinds(room)
     if not isinstance(kind, str) or kind not in known:
         raise ParamsError(f"{where}: found {kind!r}, expected one of {', '.join(known)}")
-    import_module(f"dynarep.pipeline.methods.{room}.{kind}")
     return kind
+
+
+def _load(room: str, kind: object, where: str) -> str:
+    found = check_kind(room, kind, where)
+    import_module(f"dynarep.pipeline.methods.{room}.{found}")
+    return found
 
 
 def find_method(room: str, kind: object, where: str) -> type[Method]:

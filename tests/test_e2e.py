@@ -258,7 +258,7 @@ def test_touching_a_method_runs_its_entries(project: Project, file: str, expecte
             "pretrain/intent",
             r"pretrain\.intent\.latent_dimension: unknown key; icvf knows",
         ),
-        ("kind: otr", "kind: ort", "relabel/otr", r"relabel\.otr\.kind: found 'ort', expected one of .*otr"),
+        ("kind: otr", "kind: ort", "prepare", r"relabel\.otr\.kind: found 'ort', expected one of .*otr"),
         (
             "demonstrations: hopper-expert-1-states",
             "demonstrations: nowhere",

@@ -16,6 +16,7 @@ from dynarep.data.replay import ReplayTable
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.pipeline.artifacts.storage import load_artifact, save_model
+from dynarep.pipeline.entries import check_kinds
 from dynarep.pipeline.labelling import Reward
 from dynarep.pipeline.method import METHODS, EncoderMethod, Learner, Method, Needs, Sources, World
 from dynarep.pipeline.nn.models import MODELS, ActingModel, Encoder, Model
@@ -65,6 +66,12 @@ def default_config(method: type[Method]) -> Any:
     """The defaults; what a policy acts in has none."""
     acts = "environment" in {field.name for field in dataclasses.fields(method.Config)}
     return method.Config(environment=CollectionConfig(env="Hopper-v4")) if acts else method.Config()
+
+
+def test_an_unknown_kind_is_refused_before_its_file_is_looked_for() -> None:
+    values = {"pretrain": {"raw": {"kind": "identity"}}, "relabel": {"otr": {"kind": "ort"}}, "learn": {}}
+    with pytest.raises(ParamsError, match=r"^p: relabel\.otr\.kind: found 'ort', expected one of .*, otr, "):
+        check_kinds(values, "p")
 
 
 def test_the_rooms_are_there() -> None:
