@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from dynarep.data.absorbing import with_absorbing_states
 from dynarep.data.resident import TransitionTable, observation_moments
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
-from dynarep.pipeline.entries import Entry, LearnInputs
+from dynarep.pipeline.entries import NONE, Entry, LearnInputs
 from dynarep.pipeline.method import Learner, Needs, Sources, World
 from dynarep.pipeline.nn.functional import return_range_scale
 from dynarep.pipeline.nn.models import ActingModel, Encoder
@@ -71,27 +71,19 @@ def learn(
             form = _form(data, replay)
             _check(entry, needs, data, form, encoder, run)
             learner = method.build(c, _world(needs, dataset, form, encoder, run))
-            factor = scaled = None
+            scaled = None
             if rewards is not None:
                 assert dataset is not None
-                factor = reward_factor(dataset, rewards, run.replicas, inputs)
                 scaled = scaled_rewards(dataset, rewards, run.replicas, inputs).to(device)
-            made: dict[str, TransitionTable] = {}
-
-            def table(role: str) -> TransitionTable:
-                found = data[role]
-                if found is None:
-                    raise ValueError(f"{role}: found none; {entry.kind} reads it")
-                if role not in made:
-                    steps = EXPERT_STEPS if role == "demonstrations" else DATA_STEPS
-                    made[role] = TransitionTable.from_episodes(absorbed(found.episodes, needs, steps), device=device)
-                return made[role]
-
-            tables: dict[str, Callable[[], TransitionTable]] = {role: partial(table, role) for role in data}
+            tables: dict[str, Callable[[], TransitionTable]] = {
+                role: _table_of(role, data, entry, device) for role in data
+            }
             if replay is not None:
                 learner.to(device)
                 if dataset is not None:
-                    _begin_with(replay, tables["dataset"](), factor, scaled, inputs, learner)
+                    if rewards is not None:
+                        replay.scale_rewards(reward_factor(dataset, rewards, run.replicas, inputs), inputs.reward_bias)
+                    _begin_with(replay, tables["dataset"](), scaled, learner)
                 steps = replay.table
                 tables["dataset"] = lambda: steps
             sources = Sources(tables, run.replicas, 1, device, scaled)
@@ -101,19 +93,49 @@ def learn(
                 _train(learner, entry, sources, run, found, replay)
         except ValueError as error:
             raise ValueError(f"{entry.where}: {error}") from error
+    policy = cast(ActingModel, learner.export().eval().requires_grad_(False))
+    return policy, _account(entry, data, encoder, learner, replay)
+
+
+def _account(
+    entry: Entry[LearnInputs],
+    data: Mapping[str, Dataset | None],
+    encoder: Encoder | None,
+    learner: Learner,
+    replay: Replay | None,
+) -> dict[str, Any]:
+    """What a policy's metadata say of it: what it saw, and the facts of its method."""
+    method, inputs = cast(type[Learner], entry.method), entry.inputs
+    needs, dataset, demonstrations = method.needs(entry.config), data["dataset"], data["demonstrations"]
     expert = "nothing" if demonstrations is None else describe(demonstrations)
     transitions = "nothing" if dataset is None else f"{sum(e.length for e in dataset.episodes):,} transitions"
-    saw = method.saw(c, expert, transitions, None if rewards is None else inputs.rewards)
+    saw = method.saw(entry.config, expert, transitions, None if inputs.rewards == NONE else inputs.rewards)
     if encoder is not None and needs.optional_encoder:
         read = " and ".join(needs.encoder) or inputs.encoder
         saw = {**saw, "other": f"{saw['other']}, also through {read}"}
     facts = learner.facts()
     if replay is not None:
-        made_steps = replay.steps_after(cast(TrainingConfig, inputs.training).updates)
-        facts = {**facts, "interaction": interaction(replay.settings, made_steps)}
-        saw = {**saw, "own steps": f"{made_steps:,} in {replay.settings.env}"}
-    policy = cast(ActingModel, learner.export().eval().requires_grad_(False))
-    return policy, {"saw": saw, **facts}
+        steps = replay.steps_after(cast(TrainingConfig, inputs.training).updates)
+        facts = {**facts, "interaction": interaction(replay.settings, steps)}
+        saw = {**saw, "own steps": f"{steps:,} in {replay.settings.env}"}
+    return {"saw": saw, **facts}
+
+
+def _table_of(
+    role: str, data: Mapping[str, Dataset | None], entry: Entry[LearnInputs], device: torch.device
+) -> Callable[[], TransitionTable]:
+    """The table of a role, made when it is first asked for."""
+    needs = cast(type[Learner], entry.method).needs(entry.config)
+
+    @cache
+    def table() -> TransitionTable:
+        found = data[role]
+        if found is None:
+            raise ValueError(f"{role}: found none; {entry.kind} reads it")
+        steps = EXPERT_STEPS if role == "demonstrations" else DATA_STEPS
+        return TransitionTable.from_episodes(absorbed(found.episodes, needs, steps), device=device)
+
+    return table
 
 
 @dataclass(frozen=True)
@@ -145,22 +167,11 @@ def _world(needs: Needs, dataset: Dataset | None, form: _Form, encoder: Encoder 
     return World(run.replicas, *moments, *bounds, absorbing, encoder, latents)
 
 
-def _begin_with(
-    replay: Replay,
-    table: TransitionTable,
-    factor: Tensor | None,
-    scaled: Tensor | None,
-    inputs: LearnInputs,
-    learner: Learner,
-) -> None:
-    """Fill a replay with a dataset; what its rewards are scaled by, those of the environment are, too."""
+def _begin_with(replay: Replay, table: TransitionTable, scaled: Tensor | None, learner: Learner) -> None:
+    """Fill a replay with a dataset."""
     rows = table.gather(torch.arange(len(table), device=table.packed.device).expand(replay.replicas, -1))
-    if scaled is None:
-        scaled = torch.zeros_like(rows.terminated)
-    else:
-        assert factor is not None
-        replay.scale_rewards(factor, inputs.reward_bias)
-    replay.fill(replace(rows, rewards=scaled), cast(Explorer, learner))
+    rewards = torch.zeros_like(rows.terminated) if scaled is None else scaled
+    replay.fill(replace(rows, rewards=rewards), cast(Explorer, learner))
 
 
 def interaction(settings: CollectionConfig, steps: int) -> dict[str, Any]:
