@@ -96,3 +96,16 @@ def test_transitions_are_drawn_in_proportion() -> None:
     rows = learner.batch(sources, torch.Generator().manual_seed(0)).observations.flatten().long()
     torch.testing.assert_close(rows.bincount(minlength=n) / 20000, expected / expected.sum(), rtol=0.05, atol=0.01)
     assert 0 < learner.facts()["effective_share"][0] <= 1
+
+
+def test_rewards_that_judge_episodes_are_not_compared_by_state() -> None:
+    """Two episodes of two steps, all from state 0 to 1: with a baseline the good one would count as much as the poor one."""
+    table = table_of([0.0, 1.0, 0.0, 1.0])
+    table.lengths = torch.tensor([2, 2])
+    learner = learner_of(temperature=1.0)
+    learner.prepare(sources_of(table, [0.3, 0.3, 0.9, 0.9]))
+    assert len(learner.phases()) == 1
+    weights = learner.weights[0]
+    assert weights[2] == weights[3] > weights[0] == weights[1]
+    learner.prepare(sources_of(table, [0.3, 0.4, 0.9, 0.9]))
+    assert len(learner.phases()) == 2

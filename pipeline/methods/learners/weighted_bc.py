@@ -46,7 +46,7 @@ class WeightedBCConfig(CloningConfig):
     max_weight: float = Field(default=1000.0, gt=1)
     """b: bound on the weight of a transition, in units of the mean weight."""
     baseline: TrainingConfig | None = TrainingConfig(updates=1500)
-    """Training of V; None compares G over the whole dataset."""
+    """Training of V; None compares G over the whole dataset, as rewards that judge episodes always are."""
 
     def __post_init__(self) -> None:
         if self.baseline is not None and self.baseline.snapshots > 1:
@@ -68,6 +68,11 @@ def cloning_weights(advantage: Tensor, temperature: float, max_weight: float) ->
     most = advantage.topk(max(1, math.ceil(advantage.shape[1] / max_weight)), 1).values[:, -1:]
     weight = torch.exp(temperature * (advantage.minimum(most) - most) / std)
     return weight / weight.mean(1, keepdim=True)
+
+
+def judges_episodes(returns: Tensor, lengths: list[int]) -> bool:
+    """Whether G (R, N) is the same for all steps of each episode; ``lengths`` of them, some above 1."""
+    return max(lengths) > 1 and all(bool((part == part[:, :1]).all()) for part in returns.split(lengths, 1))
 
 
 class Baseline(nn.Module):
@@ -112,17 +117,19 @@ class WeightedBC(Cloning):
 
     def prepare(self, sources: Sources) -> None:
         """What followed each transition, in deviations from the mean."""
-        returns = suffix_returns(sources.rewards, sources.table("dataset").lengths.tolist(), self.config.gamma).double()
+        lengths = sources.table("dataset").lengths.tolist()
+        returns = suffix_returns(sources.rewards, lengths, self.config.gamma).double()
         std = returns.std(1, keepdim=True)
         if not (std > 0).all():
             raise ValueError("rewards: found the same for every transition, which leaves no weights")
         self.returns = ((returns - returns.mean(1, keepdim=True)) / std).float()
-        if self.config.baseline is None:
+        self.compares = self.config.baseline is not None and not judges_episodes(returns, lengths)
+        if not self.compares:
             self.weigh(self.returns)
 
     def phases(self) -> list[Phase]:
         """V, policy."""
-        if self.config.baseline is None:
+        if not self.compares:
             return super().phases()
         baseline = Baseline(self.policy, self.config)
 

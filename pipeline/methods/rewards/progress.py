@@ -12,7 +12,7 @@ The steps that are left on the demonstration, and the distance to it: V leads ar
 (``temporal_metric``), because the demonstration has gone around them. Differences over one step drown in action noise, hence k.
 No step makes the way shorter by more than one. A larger difference is a jump of j between parts of the demonstration that are
 equally near, which says nothing of the step and would outweigh all that do, so r is clipped.
-In a gait that repeats itself j is ambiguous; ``nearest`` or transport say more there. A demonstration that ends where its goal
+In a gait that repeats itself j is ambiguous; ``follow`` finds that out and looks at nearness there. A demonstration that ends where its goal
 begins lets j saturate around the goal: record some steps more.
 """
 
@@ -35,6 +35,21 @@ class ProgressConfig:
     """k: steps over which progress is measured; at the end of an episode those that are left, still divided by k."""
 
 
+def step_lengths(expert: Tensor, expert_lengths: Tensor) -> Tensor:
+    """u: the median length of a step of each demonstration that moves at all; (B, m, d), (B,) -> (B,).
+
+    Raises:
+        ValueError: if a demonstration never moves, which leaves its step without a length.
+    """
+    units = []
+    for points, length in zip(expert, expert_lengths.tolist(), strict=True):
+        moves = (points[1:length] - points[: length - 1]).norm(dim=1)
+        if not (moves > 0).any():
+            raise ValueError("a demonstration never moves in this space, so its step has no length")
+        units.append(moves[moves > 0].median())
+    return torch.stack(units)
+
+
 def steps_to_go(agent: Tensor, expert: Tensor, expert_lengths: Tensor) -> tuple[Tensor, Tensor]:
     """V(s) and the expert's step j that it goes through.
 
@@ -47,19 +62,13 @@ def steps_to_go(agent: Tensor, expert: Tensor, expert_lengths: Tensor) -> tuple[
         (B, n) in steps of the demonstration, and (B, n) int64.
 
     Raises:
-        ValueError: if a demonstration never moves, which leaves its step without a length.
+        ValueError: as ``step_lengths``.
     """
     steps = nearest_steps(agent, expert, expert_lengths)
     matched = expert.gather(1, steps.unsqueeze(2).expand(-1, -1, expert.shape[2]))
     away = (agent - matched).square().sum(2).sqrt()
-    units = []
-    for points, length in zip(expert, expert_lengths.tolist(), strict=True):
-        moves = (points[1:length] - points[: length - 1]).norm(dim=1)
-        if not (moves > 0).any():
-            raise ValueError("a demonstration never moves in this space, so its step has no length")
-        units.append(moves[moves > 0].median())
     left = (expert_lengths.unsqueeze(1) - 1 - steps).to(agent.dtype)
-    return left + away / torch.stack(units).unsqueeze(1), steps
+    return left + away / step_lengths(expert, expert_lengths).unsqueeze(1), steps
 
 
 class Progress(Comparison):
