@@ -29,10 +29,11 @@ from torch import Tensor
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.entries import Entry, RelabelInputs
-from dynarep.pipeline.methods.rewards.progress import Progress, steps_to_go
+from dynarep.pipeline.methods.rewards.progress import Progress
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.progress import episode_progress
 from dynarep.pipeline.relabel import judgement
+from dynarep.pipeline.steps_to_go import steps_to_go
 from dynarep.pipeline.training.device import training_device
 from dynarep.pipeline.training.run import Run
 

@@ -68,6 +68,7 @@ SHARED_ROOMS = {
             "cloning",
             "dual_game",
             "search",
+            "steps_to_go",
             "factorisation",
             "labelling",
             "transport",

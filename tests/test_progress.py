@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.methods.rewards.progress import Progress, ProgressConfig, steps_to_go
+from dynarep.pipeline.methods.rewards.progress import Progress, ProgressConfig
+from dynarep.pipeline.steps_to_go import steps_to_go
 
 LINE = torch.arange(11.0).unsqueeze(1) * torch.tensor([[0.5, 0.0]])
 """From 0 to 5 along the first axis in ten steps of 0.5."""

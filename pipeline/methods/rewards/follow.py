@@ -6,11 +6,12 @@ there; how long an episode stays near the demonstration tells good from bad.
 | here | what |
 |---|---|
 | share of expert states with another at most k steps away by distance and more than 2 k by time | ``repeats`` |
-| r_t of ``progress`` with lookahead k, where the demonstrations repeat themselves by half at most | ``Follow.against`` |
-| else r_t = sum_i exp(-d(s_i, e) / tau) / m for all steps of an episode | ``Follow.against``, of ``nearest`` |
+| r_t of ``progress`` with lookahead k, where the demonstrations repeat themselves by half at most | ``steps_to_go.progress`` |
+| else r_t = sum_i exp(-d(s_i, e) / tau) / m for all steps of an episode | ``Follow.against``, ``search.Search`` |
 
-d is the distance to the nearest expert state, tau its median over the dataset, m the length of the demonstration. A reward that is
-the same for all steps of an episode judges episodes; ``weighted_bc`` then compares episodes, not transitions of similar states.
+d is the distance to the nearest expert state, tau its median over the dataset, m the length of the demonstration. A reward that
+is the same for all steps of an episode judges episodes;
+``weighted_bc`` then compares episodes, not transitions of similar states.
 """
 
 from __future__ import annotations
@@ -18,13 +19,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynarep.pipeline.labelling import Compared, Judgement
-from dynarep.pipeline.methods.rewards.nearest import Nearest
-from dynarep.pipeline.methods.rewards.progress import Progress, ProgressConfig, step_lengths
-from dynarep.pipeline.search import SearchConfig
+from dynarep.configs.params import Field, config
+from dynarep.pipeline.labelling import Compared, Comparison, Judgement
+from dynarep.pipeline.search import Search, SearchConfig
+from dynarep.pipeline.steps_to_go import progress, step_lengths
 
 NEARNESS = SearchConfig(scale=1.0, temperature=None, power=1, units="raw")
 """exp(-d / tau), tau the median of d."""
+
+
+@config
+class FollowConfig:
+    """Hyper-parameters of following."""
+
+    lookahead: int = Field(default=10, ge=1)
+    """k: steps over which progress is measured, and within which a demonstration meets its own states again."""
 
 
 def repeats(expert: Tensor, steps: int) -> Tensor:
@@ -38,7 +47,7 @@ def repeats(expert: Tensor, steps: int) -> Tensor:
         (R,), in [0, 1].
 
     Raises:
-        ValueError: as ``progress.step_lengths``.
+        ValueError: as ``steps_to_go.step_lengths``.
     """
     time = torch.arange(expert.shape[1], device=expert.device)
     soon = (time - time.unsqueeze(1)).abs() <= 2 * steps
@@ -47,27 +56,26 @@ def repeats(expert: Tensor, steps: int) -> Tensor:
     return (others <= steps * unit.unsqueeze(1)).float().mean(1)
 
 
-class Follow(Progress):
+class Follow(Comparison):
     """Rewards by progress along the demonstration, or by nearness of whole episodes to it."""
 
     kind = "follow"
+    Config = FollowConfig
 
-    def __init__(self, c: ProgressConfig, world: Judgement) -> None:
+    def __init__(self, c: FollowConfig, world: Judgement) -> None:
         super().__init__(c, world)
         self.repeats = torch.cat([repeats(expert, c.lookahead) for expert in self.embedded_experts]).mean().item()
-        self.nearest = Nearest(NEARNESS, world) if self.repeats > 0.5 else None
+        self.nearest = Search(NEARNESS, world) if self.repeats > 0.5 else None
 
     def against(
         self, agent: Tensor, agent_lengths: Tensor, expert: Tensor, expert_lengths: Tensor, calibration: Tensor
     ) -> Compared:
         """Progress of each step, or nearness of each episode."""
+        repeated = {"repeats": torch.full((len(agent),), self.repeats)}
         if self.nearest is None:
-            found = super().against(agent, agent_lengths, expert, expert_lengths, calibration)
-        else:
-            found = self.nearest.against(agent, agent_lengths, expert, expert_lengths, calibration)
-            near = found.rewards.sum(1) / expert_lengths
-            inside = torch.arange(agent.shape[1], device=agent.device) < agent_lengths.unsqueeze(1)
-            found = Compared(near.unsqueeze(1) * inside, {"nearness": near}, found.coupling)
-        return Compared(
-            found.rewards, {**found.metrics, "repeats": torch.full((len(agent),), self.repeats)}, found.coupling
-        )
+            found = progress(agent, agent_lengths, expert, expert_lengths, self.config.lookahead)
+            return Compared(found.rewards, found.metrics | repeated, found.coupling)
+        found = self.nearest.against(agent, agent_lengths, expert, expert_lengths, calibration)
+        near = found.rewards.sum(1) / expert_lengths
+        inside = torch.arange(agent.shape[1], device=agent.device) < agent_lengths.unsqueeze(1)
+        return Compared(near.unsqueeze(1) * inside, {"nearness": near} | repeated, found.coupling)
