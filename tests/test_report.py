@@ -340,6 +340,12 @@ def test_actions_that_are_told_from_others(artifacts: Path) -> None:
         build(artifacts)
 
 
+def test_values_before_a_goal(artifacts: Path) -> None:
+    table = artifacts / "pretrain" / "intent" / "value.tsv"
+    table.write_text("k\tvalue\tideal\n1\t0.9\t1\n30\t11.9\t26.03\n")
+    assert "Negated value of intent against steps before the goal: 11.9 at k = 30" in build(artifacts).plots
+
+
 def test_plots_show_the_files(artifacts: Path) -> None:
     page = build(artifacts)
     assert page.plots[1].endswith("k, intent: intent: psi reaches 22.9 at k = 50; raw states reaches 22.9 at k = 50")

@@ -72,6 +72,8 @@ def _space(artifacts: Artifacts, name: str) -> str:
     parts = or_missing(_distance, artifacts, name) + or_missing(_maps, artifacts, name)
     if (artifacts.folder("pretrain", name) / "model_error.tsv").is_file():
         parts += _model_error(artifacts, name)
+    if (artifacts.folder("pretrain", name) / "value.tsv").is_file():
+        parts += _value(artifacts, name)
     return f'<h3>{escape(title)}</h3>\n<div class="panels">{parts}</div>\n'
 
 
@@ -141,6 +143,26 @@ def _model_error(artifacts: Artifacts, name: str) -> str:
         svg(drawn, f"Error of the model {name} against steps ahead: {error[-1]:.3g} at k = {steps[-1]:.0f}"),
         "Mean squared error of latents predicted k steps ahead on held-out episodes, over the variance of the latents; "
         "also that of predicting no change.",
+    )
+
+
+def _value(artifacts: Artifacts, name: str) -> str:
+    """What a goal-conditioned value says of a number of steps."""
+    path = artifacts.folder("pretrain", name) / "value.tsv"
+    rows = read_table(path, "k", "value", "ideal")
+    if not rows["k"]:
+        raise ReportError(f"{path}: no rows")
+    steps, value, ideal = (numbers(path, column, rows[column]) for column in ("k", "value", "ideal"))
+    drawn = canvas(4.0, 3.0)
+    axes = drawn.subplots()
+    axes.plot(steps, value, color=BLUE, marker=".", label=f"{name}: -V")
+    axes.plot(steps, ideal, color=GREY, linestyle="--", linewidth=1, label="no shorter way")
+    axes.set_xlabel("steps before the goal, k")
+    axes.set_ylabel("discounted steps")
+    axes.legend()
+    return figure(
+        svg(drawn, f"Negated value of {name} against steps before the goal: {value[-1]:.3g} at k = {steps[-1]:.0f}"),
+        "Mean of -V(s, g, g), g the held-out state k steps after s; beside it the discounted number of k steps.",
     )
 
 
