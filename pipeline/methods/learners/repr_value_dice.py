@@ -12,7 +12,7 @@ Representations", 2025, arXiv 2508.14383.
 The parameters of phi and mu are frozen unless ``fine_tune`` is set; their forward pass is not, because
 d(phi^T omega)/da reaches the actor. The argument of the logarithm is softplus(mu^T theta) + 1 - gamma, which keeps it
 above 1 - gamma, where it must lie since mu^T theta = (d^pi - (1 - gamma) rho) / p_n. That is exact for rho = p_n. The game's
-rho is the expert's d^exp, whose ratio to p_n is mu^T E_{d^exp} phi: ``initial: expert`` has (1 - gamma) max(mu^T E_{d^exp} phi, 0)
+rho is the expert's d^exp, whose ratio to p_n is mu^T E_{d^exp} phi: ``initial: expert`` has (1 - gamma) max(that, 0)
 in place of 1 - gamma.
 
 Deviations: those of ``dual_game``; optionally the cloning term also takes the episodes of the data whose expert occupancy

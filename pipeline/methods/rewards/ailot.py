@@ -12,8 +12,8 @@ arXiv 2402.13037. The intent of a state is psi(s) of ``dynarep.pipeline.methods.
 
 Mass that goes to steps before j1 pays nothing: its cost is dropped, not renormalised. ``Labels.dropped_mass`` says how
 much that is. An episode that begins near the goal enters at the expert's end, so that nearly all of its mass is free and leaving
-the goal is worth as much as staying. ``before_entry: rematched``, ours, sends all mass to the steps from j1 on; ``truncate: false``
-keeps all columns.
+the goal is worth as much as staying. ``before_entry: rematched``, ours, sends all mass to the steps from j1 on;
+``truncate: false`` keeps all columns.
 
 Deviations: the squared distance has no natural unit, so by default it is measured in steps of the dataset (``units:
 calibrated``); ``raw`` takes psi as it comes, for which alpha and tau are published as (5, 0.5) and (1, 1). The paper's k,
