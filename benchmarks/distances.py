@@ -1,6 +1,6 @@
 """How well a space knows the way: distances beside shortest paths and elapsed steps, and choices with and without noise.
 
-    python -m benchmarks.distances --preset spaces --recordings <folder> [--settings <regex>] [--spaces <regex>]
+    python -m benchmarks.distances --preset spaces --recordings <folder> [--settings <regex>] [--spaces <regex>] [--replicas <n>]
 
 For the entries of a preset's ``pretrain``, replica by replica, three tables of ``benchmarks/results/distances.json``:
 
@@ -209,6 +209,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recordings", type=Path, help="folder of the recordings that the preset's cards name")
     parser.add_argument("--settings", default="", help="only settings that match this regular expression as a whole")
     parser.add_argument("--spaces", default="", help="only entries of pretrain that match this one as a whole")
+    parser.add_argument("--replicas", type=int, help="in place of the preset's number, in projects of their own")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="stages at once")
     return parser.parse_args(arguments)
 
@@ -220,14 +221,20 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {name: s for name, s in preset.items() if re.fullmatch(options.settings or ".*", name)}
     if not settings:
         sys.exit(f"error: --settings: {options.settings!r} matches none of {', '.join(preset)}")
+    folders = WORK / options.preset
+    if options.replicas is not None:
+        folders = WORK / f"{options.preset}-{options.replicas}"
+        settings = {n: Setting({**s.params, "replicas": options.replicas}, s.cards) for n, s in settings.items()}
+    compared = {name for name in settings if name.rpartition("_")[0] in settings}
     store = Store(RESULTS / "distances.json")
     stages: dict[str, Stage] = {}
     for name, setting in settings.items():
-        folder = WORK / options.preset / name
+        folder = folders / name
         spaces = {s: e for s, e in setting.params["pretrain"].items() if re.fullmatch(options.spaces or ".*", s)}
         if not spaces:
             sys.exit(f"error: --spaces: {options.spaces!r} matches none of {', '.join(setting.params['pretrain'])}")
-        labels = labels_of(setting, spaces)
+        beside = name in compared or any(noisy.rpartition("_")[0] == name for noisy in compared)
+        labels = labels_of(setting, spaces) if beside else {}
         lay_out(setting, folder, options.recordings)
         targets = [f"pretrain@{space}" for space in spaces] + [f"relabel@{label}" for label in labels.values()]
         if run_stages(folder, needed(graph_of(folder), targets), options.workers, lambda stage: None):
@@ -246,13 +253,12 @@ def main(arguments: list[str] | None = None) -> None:
                 inputs, seed = stage.read_entry().inputs, stage.run_config().seed
                 _, kept = held_out(dataset.episodes, inputs.held_out, seed)
                 store.add("linearity", name, space, linearity_of(kept, encoder))
-    for name, stage in stages.items():
-        clean = name.rpartition("_")[0]
-        if clean in stages:
-            for space, label in labels_of(settings[name], settings[name].params["pretrain"]).items():
-                if re.fullmatch(options.spaces or ".*", space):
-                    dataset_name = settings[name].params["relabel"][label]["dataset"]
-                    store.add("noise", name, space, noise_of(stage, stages[clean], dataset_name, label))
+    for name in filter(compared.__contains__, settings):
+        for space, label in labels_of(settings[name], settings[name].params["pretrain"]).items():
+            if re.fullmatch(options.spaces or ".*", space):
+                dataset_name = settings[name].params["relabel"][label]["dataset"]
+                found = noise_of(stages[name], stages[name.rpartition("_")[0]], dataset_name, label)
+                store.add("noise", name, space, found)
 
 
 if __name__ == "__main__":
