@@ -65,8 +65,8 @@ SHOWN = {
     "occupancy_top3": "data found by φ, μ: cloned",
     "ailot_top3": "data found by ψ, states alone: cloned",
     "otr_top3": "data found by raw states: cloned",
-    "repr_value_dice": "ReprValueDICE as published",
-    "value_dice": "ValueDICE",
+    "repr_value_dice_cloning": "ReprValueDICE with a cloning term",
+    "value_dice_cloning": "ValueDICE with a cloning term",
     "bc": "the demonstration: cloned",
 }
 """Methods from the top, each with a label; all of them ran in both settings."""

@@ -6,7 +6,7 @@ rewrites every block that ends with ``<!-- end -->`` from the stored results. It
 
 - ``<!-- scores <preset> [<setting> ...] -->``: a table per setting,
 - ``<!-- grid <preset> [<setting> ...] -->``: a row per method and a column per setting,
-- ``<!-- distances -->``: what ``benchmarks.distances`` measured,
+- ``<!-- distances <kind> -->``: what ``benchmarks.distances`` measured: ``paths``, ``linearity`` or ``noise``,
 - ``<!-- matrix <preset> <learner> -->``: labels by spaces, of methods called ``<label>_<space>_<learner>``,
 - ``<!-- throughput <kind> -->``: what ``benchmarks.throughput`` measured: ``setting``, ``compared``, ``growth``,
   ``parts``, ``accuracy``, ``start_up`` or ``end_to_end``.
@@ -184,9 +184,9 @@ def grid(cells: Sequence[Cell], settings: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def bounded(value: float, low: float, high: float) -> str:
-    """``value [low, high]`` with two digits, and no sign where that reads as zero."""
-    middle, left, right = (number_text(x, ".2f") for x in (value, low, high))
+def bounded(value: float, low: float, high: float, form: str = ".2f") -> str:
+    """``value [low, high]``, by default with two digits, and no sign where that reads as zero."""
+    middle, left, right = (number_text(x, form) for x in (value, low, high))
     return f"{middle} [{left}, {right}]"
 
 
@@ -217,16 +217,36 @@ def matrix(cells: Sequence[Cell], learner: str) -> str:
     return "\n".join(lines)
 
 
-def distances_table(measured: dict[str, dict[str, dict[str, list[float]]]]) -> str:
-    """Markdown: agreement of each space's distances with the shortest paths, mean [least, largest] over replicas."""
-    lines = [
-        "| maze | space | Spearman, all pairs | Spearman, near pairs | AUC across walls |",
-        "|---|---|---|---|---|",
-    ]
-    for maze, spaces in measured.items():
-        for space, found in sorted(spaces.items(), key=lambda item: -float(np.mean(item[1]["auc"]))):
-            numbers = [f"{np.mean(v):.3f} [{min(v):.3f}, {max(v):.3f}]" for v in found.values()]
-            lines.append(f"| {maze} | {space} | {' | '.join(numbers)} |")
+DISTANCES = {
+    "paths": (
+        "maze",
+        {"spearman": "Spearman, all pairs", "spearman_near": "Spearman, near pairs", "auc": "AUC across walls"},
+    ),
+    "linearity": (
+        "recording",
+        {"spearman": "Spearman", "r_squared": "R² of distance", "r_squared_of_squares": "R² of squared distance"},
+    ),
+    "noise": (
+        "recording",
+        {"overlap": "same choice", "return": "return of the choice", "return_without": "... without the added numbers"},
+    ),
+}
+"""What ``benchmarks.distances`` measures: what the rows are of, and columns by the name of a number."""
+
+
+def distances_table(kind: str, measured: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """Markdown: a row per setting and space, best first; mean [least, largest] over replicas."""
+    of, columns = DISTANCES[kind]
+    best = "auc" if kind == "paths" else next(iter(columns))
+    lines = [f"| {of} | space | {' | '.join(columns.values())} |", f"|---|---|{'---|' * len(columns)}"]
+
+    def text(values: list[float] | None) -> str:
+        form = ",.0f" if values and max(values) > 10 else ".3f"
+        return "-" if values is None else bounded(float(np.mean(values)), min(values), max(values), form)
+
+    for setting, spaces in measured.items():
+        for space, found in sorted(spaces.items(), key=lambda item: -float(np.mean(item[1][best]))):
+            lines.append(f"| {setting} | {space} | {' | '.join(text(found.get(key)) for key in columns)} |")
     return "\n".join(lines)
 
 
@@ -337,7 +357,7 @@ def refreshed(text: str) -> str:
         elif match["kind"] == "grid":
             table = grid(read_cells(first), rest)
         elif match["kind"] == "distances":
-            table = distances_table(json.loads((RESULTS / "distances.json").read_text()))
+            table = distances_table(first, json.loads((RESULTS / "distances.json").read_text())[first])
         elif match["kind"] == "matrix":
             table = matrix(read_cells(first), rest[0])
         elif match["kind"] == "throughput":

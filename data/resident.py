@@ -135,6 +135,11 @@ class TransitionTable:
         """The states s_t of the transitions at ``index`` (any shape): (*, observation_dim)."""
         return self.observations.index_select(0, index.reshape(-1)).view(*index.shape, self.observation_dim)
 
+    def states_at(self, index: Tensor) -> Tensor:
+        """The states s_t of rows below N, and those after row i where the index is N + i: (*, observation_dim)."""
+        rows = self.gather(index % len(self))
+        return torch.where((index < len(self)).unsqueeze(-1), rows.observations, rows.next_observations)
+
     def blocks(self, replicas: int, rows: int = 8192) -> tuple[Tensor, ...]:
         """All rows in order for every replica, in blocks of (replicas, <= ``rows``) int64."""
         return torch.split(torch.arange(len(self), device=self.packed.device).expand(replicas, -1), rows, 1)

@@ -28,12 +28,16 @@ def goals(
     p_trajectory: float,
     p_current: float,
     generator: torch.Generator,
+    final: bool = False,
 ) -> Tensor:
     """Goals for transitions, by ICVF's mixture (Ghosh et al. 2023, arXiv 2304.04782, appendix).
 
     A goal is the state s of the row that the returned index points to. With probability ``p_random`` it is any row;
     with ``p_trajectory`` a row between this one and the last of its episode, round(u i + (1 - u) last), u ~ U(0, 1);
     with ``p_current`` the row itself. A goal counts as reached where indices are equal.
+
+    With ``final`` the states that episodes end in can be goals, too: N + i stands for the state after row i. Random goals are
+    then the states after rows, and those of the trajectory go on to the state after its last row.
 
     Args:
         index: rows, int64 of any shape.
@@ -43,9 +47,10 @@ def goals(
         p_trajectory: overall probability of a goal from the rest of the episode.
         p_current: overall probability of the current state.
         generator: on the device of ``index``.
+        final: whether the states after the last rows can be goals.
 
     Returns:
-        Goal rows, int64, same shape.
+        Goal rows, int64, same shape; with ``final`` up to 2 N - 1.
 
     Raises:
         ValueError: if the probabilities are negative or do not sum to 1.
@@ -55,8 +60,10 @@ def goals(
         raise ValueError(f"p_random, p_trajectory, p_current: found {probabilities}, expected to sum to 1")
     kind, u = torch.rand((2, *index.shape), generator=generator, device=index.device).unbind(0)
     # The distance is rounded, not the row: row numbers beyond 2^24 are not exact in float32.
-    ahead = index + ((last - index) * u).round().long()
+    ahead = index + ((last + final - index) * u).round().long()
     anywhere = uniform(count, tuple(index.shape), generator, index.device)
+    if final:
+        ahead, anywhere = torch.where(ahead > last, last + count, ahead), anywhere + count
     return torch.where(kind < p_random, anywhere, torch.where(kind < p_random + p_trajectory, ahead, index))
 
 
@@ -70,6 +77,7 @@ def goal_and_intent(
     p_current: float,
     p_same: float,
     generator: torch.Generator,
+    final: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """An outcome g and an intent z for each transition, both drawn by ``goals``.
 
@@ -93,11 +101,18 @@ def goal_and_intent(
             p_trajectory=p_trajectory,
             p_current=p_current,
             generator=generator,
+            final=final,
         )
 
     z, independent = draw(), draw()
     same = torch.rand(index.shape, generator=generator, device=index.device) < p_same
     return torch.where(same, z, independent), z
+
+
+def lies_ahead(index: Tensor, last: Tensor, count: int, goal: Tensor) -> Tensor:
+    """Whether a goal, as ``goals`` codes it, comes later in the row's own episode; not where it is the row itself: bool."""
+    row = torch.where(goal < count, goal, goal - count + 1)
+    return (row > index) & (row <= torch.where(goal < count, last, last + 1))
 
 
 def window(index: Tensor, last: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -43,22 +43,32 @@ def write_examples(folder: Path, examples: Sequence[Mapping[str, Any]]) -> None:
 
 
 SATURATED, DROPPED = 0.9, 0.2
-"""Shares of rewards next to nothing, and of mass whose cost is dropped, from which a label deserves a remark."""
+"""Shares of rewards at either end of their range, and of mass whose cost is dropped, from which a label deserves a remark."""
 
 
-def remarks(metrics: Mapping[str, Any], rewards: Mapping[str, np.ndarray]) -> list[str]:
-    """What a person should know of a label before a policy learns from it: nothing, or one line for each doubt."""
+def remarks(metrics: Mapping[str, Any], rewards: Mapping[str, np.ndarray], *, tempered: bool) -> list[str]:
+    """What a person should know of a label before a policy learns from it: nothing, or one line for each doubt.
+
+    Args:
+        metrics: of the label.
+        rewards: per episode id, of any shape.
+        tempered: whether the label has a temperature, so that its rewards are exponentials of costs and can saturate.
+    """
     values = np.abs(np.concatenate([row.ravel() for row in rewards.values()]))
     found = []
-    silent = float((values < 0.01 * values.max()).mean()) if values.max() > 0 else 1.0
-    if silent > SATURATED:
+    silent, full = (float((values <= 0.01 * values.max()).mean()), float((values > 0.99 * values.max()).mean()))
+    if tempered and silent > SATURATED:
         found.append(
             f"{100 * silent:.0f} % of the rewards are below a hundredth of the largest one; a lower temperature spreads them"
+        )
+    if tempered and full > SATURATED:
+        found.append(
+            f"{100 * full:.0f} % of the rewards are within a hundredth of the largest one; a higher temperature spreads them"
         )
     if metrics.get("dropped_mass", 0.0) > DROPPED:
         found.append(
             f"{100 * metrics['dropped_mass']:.0f} % of the mass pays nothing, because it goes to steps before the one where an "
-            "episode enters the demonstration; truncate: false keeps it"
+            "episode enters the demonstration; before_entry: rematched has it pay"
         )
     return found
 

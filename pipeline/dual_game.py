@@ -13,8 +13,8 @@ Expert states serve as initial states, so rho = d^exp.
 Deviations: one backward pass for both players through gradient reversal on the sampled actions; optionally a cloning
 term, ``cloning_weight`` * E_{d^exp} log N(a; tanh m(s), sigma^2) with a free sigma, the likelihood that ``bc`` maximises,
 because the dual game on a single demonstration determines the policy slowly and loosely (0 is the published objective);
-the gradient penalty takes mixtures of expert and replay (s, a) alone, not of (s', a'), and differentiates by standardised
-observations and by actions in [-1, 1], so that it binds all of them alike whatever their units.
+the gradient penalty, at mixtures of expert and replay (s, a) and of (s', a' ~ pi) as in the authors' code, differentiates by
+standardised observations and by actions in [-1, 1], so that it binds all of them alike whatever their units.
 """
 
 from __future__ import annotations
@@ -223,10 +223,10 @@ class DualGame(Learner):
         expert, replay = batch.expert, batch.replay
         mixing = c.replay_ratio > 0
         n = expert.observations.shape[1]
-        parts = [expert.observations, expert.next_observations] + ([replay.next_observations] if mixing else [])
-        states = torch.cat(parts, 1)
-        noise = torch.randn(*states.shape[:2], len(self.low), device=states.device)
-        sampled = self.actor.sample(states, noise)
+        everything = torch.cat([expert.observations, expert.next_observations, replay.next_observations], 1)
+        noise = torch.randn(*everything.shape[:2], len(self.low), device=everything.device)
+        acted = self.actor.sample(everything, noise)
+        states, sampled = (x if mixing else x[:, : 2 * n] for x in (everything, acted))
         shown, seen = self.scale(expert.actions), self.scale(replay.actions)
         pairs = [shown] + ([seen] if mixing else [])
         q = self.critic(
@@ -246,10 +246,17 @@ class DualGame(Learner):
 
         normaliser = self.actor.normaliser
         u = torch.rand(*expert.observations.shape[:2], 1, device=states.device)
+        following, after = normaliser(expert.next_observations), normaliser(replay.next_observations)
         penalty = gradient_penalty(
             lambda x, a: self.critic(normaliser.inverse(x), a),
-            torch.lerp(normaliser(expert.observations), normaliser(replay.observations), u),
-            torch.lerp(shown, seen, u),
+            torch.cat(
+                [
+                    torch.lerp(normaliser(expert.observations), normaliser(replay.observations), u),
+                    torch.lerp(following, after, u),
+                ],
+                1,
+            ),
+            torch.cat([torch.lerp(shown, seen, u), torch.lerp(acted[:, n : 2 * n], acted[:, 2 * n :], u)], 1),
         )
         loss = objective + c.gradient_penalty * penalty + c.orthogonality * orthogonality(self.actor.network)
         cloned = expert if batch.cloned is None else batch.cloned

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from torch import Tensor
 from dynarep.data.schema import Episode
 from dynarep.pipeline.nn.models import Encoder
 
+if TYPE_CHECKING:
+    from dynarep.data.resident import TransitionTable
+
 MAP_EPISODES, MAP_STATES = 60, 1500
 """How many held-out episodes, and states of them, are kept for a map of the latent space."""
 
 HORIZON = 50
 """Largest number of steps over which distances are compared."""
+
+PERTURBATIONS = (0.1, 0.3, 1.0)
+"""Deviations of the noise by which actions are perturbed, where their bounds are -1 and 1."""
 
 
 @dataclass(frozen=True)
@@ -155,3 +161,40 @@ def distances_over_time(episodes: list[Episode], embed: Any, *, starts: int = 10
             steps.append(np.arange(1, ahead.shape[1] + 1))
             distances.append((ahead - latent[:, t : t + 1]).square().sum(-1).mean(0).numpy())
     return np.concatenate(steps), np.concatenate(distances)
+
+
+@torch.no_grad()
+def action_resolution(
+    score: Callable[[Tensor, Tensor, Tensor], Tensor],
+    table: TransitionTable,
+    low: Sequence[float] | None,
+    high: Sequence[float] | None,
+    *,
+    limit: int = 4096,
+) -> dict[str, float]:
+    """How well an action is told from a perturbed one: P(score(s, a, s') > score(s, a + sigma e, s')), e standard normal.
+
+    Dynamics that do not see the action give 0.5, because a tie counts one half; those that see every difference give 1.
+
+    Args:
+        score: what is high where s' follows s and the action: (1, B, obs_dim), (1, B, act_dim), (1, B, obs_dim) -> (R, B).
+        table: transitions with actions; ``limit`` of them are drawn.
+        low: bounds of actions, in whose unit sigma is; None: -1 and 1.
+        high: likewise.
+        limit: transitions that are looked at.
+
+    Returns:
+        Mean over transitions and replicas, by sigma, as text. Perturbed actions may lie outside the bounds.
+    """
+    generator = torch.Generator().manual_seed(0)
+    index = torch.randperm(len(table), generator=generator)[:limit]
+    batch = table.gather(index[None].to(table.packed.device))
+    s, a, following = (x.cpu() for x in (batch.observations, batch.actions, batch.next_observations))
+    unit = 1.0 if low is None or high is None else 0.5 * (torch.tensor(high) - torch.tensor(low))
+    noise = unit * torch.randn(a.shape, generator=generator)
+    own = score(s, a, following)
+    found = {}
+    for sigma in PERTURBATIONS:
+        other = score(s, a + sigma * noise, following)
+        found[str(sigma)] = float((own > other).float().mean() + 0.5 * (own == other).float().mean())
+    return found

@@ -106,7 +106,16 @@ def pretrain(
                 {"dataset": lambda: source.table, "whole": whole}, run.replicas, training.batch_size, device
             )
             key = run_key(run, entry.kind, entry.config, inputs, dataset.fingerprint, origin and origin.sha256)
-            train(learner, sources, learner.batch, training, run=run, shown=method.shown, key=key, source=source)
+            phases = learner.phases()
+            if training.snapshots > 1 and any(phase.finish for phase in phases):
+                raise ValueError(
+                    f"{entry.where}.training.snapshots: found {training.snapshots}, expected 1: {entry.kind} is complete "
+                    "after its training alone"
+                )
+            for phase in phases:
+                train(phase.learner, sources, phase.batch, training, run=run, shown=phase.shown, key=key, source=source)
+                if phase.finish is not None:
+                    phase.finish(sources)
         source.advance(training.updates - 1)
         encoder = cast(Encoder, learner.export().eval().requires_grad_(False))
         try:

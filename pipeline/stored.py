@@ -120,6 +120,8 @@ class Metrics:
     dataset: str | None = None
     returns: list[Finite] | None = None
     spearman_true_return: Finite | None = None
+    remarks: list[str] = Field(default_factory=list)
+    action_resolution: dict[str, Finite] = Field(default_factory=dict)
 
 
 @_stored

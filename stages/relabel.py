@@ -27,8 +27,9 @@ def main(stage: Stage) -> None:
             with board(run.logs) as writer:
                 for step, coupling in enumerate(coupled):
                     writer.add_figure("coupling", coupling_figure(coupling), step)
-        write_json(folder / "metrics.json", result.metrics)
-        for remark in remarks(result.metrics, result.rewards):
+        doubts = remarks(result.metrics, result.rewards, tempered=hasattr(entry.config, "temperature"))
+        write_json(folder / "metrics.json", {**result.metrics, **({"remarks": doubts} if doubts else {})})
+        for remark in doubts:
             print(f"{stage.name}: {remark}", file=sys.stderr)
         used = {"dataset": dataset.name, "demonstrations": demonstrations.name, "kind": entry.kind}
         write_json(folder / "metadata.json", {**stage.provenance(dataset, demonstrations), **used})

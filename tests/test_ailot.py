@@ -84,6 +84,22 @@ def test_worked_example() -> None:
     assert float(found.dropped_mass) == pytest.approx(0.2, abs=1e-3)
 
 
+def test_leaving_the_goal_pays_only_as_published() -> None:
+    """Both episodes begin where the expert ends; one stays, one goes back the way."""
+    expert = torch.arange(11.0)[:, None]
+    stays, leaves = torch.full((11, 1), 10.0), torch.arange(10.0, -1.0, -1.0)[:, None]
+
+    def total(agent: Tensor, before_entry: str) -> float:
+        return float(rewards(agent, expert, before_entry=before_entry, temperature=0.1, epsilon=1e-3).rewards.sum())
+
+    assert total(leaves, "free") > 0.8 * total(stays, "free")
+    assert total(stays, "rematched") == pytest.approx(55.0, rel=1e-3)  # 11 steps of alpha
+    assert total(leaves, "rematched") < 0.5 * total(stays, "rematched")
+    found = rewards(leaves, expert, before_entry="rematched")
+    assert found.dropped_mass == 0.0
+    torch.testing.assert_close(found.transport.coupling[0, :, -1], torch.full((11,), 1 / 11))
+
+
 def test_moving_and_turning_intents_changes_nothing() -> None:
     agent, expert = episodes(30, 40)
     rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(3)))[0]

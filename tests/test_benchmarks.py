@@ -261,6 +261,39 @@ def test_agreement_with_paths_by_hand() -> None:
     assert distances.agreement(straight, steps, straight)["auc"] == pytest.approx(2.5 / 6)
 
 
+def test_linearity_by_hand() -> None:
+    steps = np.array([1.0, 2.0, 3.0, 4.0])
+    assert distances.linearity(steps**2, steps) == pytest.approx(
+        {"spearman": 1.0, "r_squared": 1.0, "r_squared_of_squares": np.corrcoef(steps**2, steps)[0, 1] ** 2}
+    )
+    assert distances.linearity(steps, steps)["r_squared_of_squares"] == pytest.approx(1.0)
+    assert distances.linearity(np.array([1.0, 4.0, 1.0, 4.0]), steps)["spearman"] < 0.5
+
+
+def test_overlap_of_choices_by_hand() -> None:
+    lengths = [30, 10, 10, 50]
+    clean = np.array([3.0, 2.0, 1.0, 0.0])  # 40 % are episodes 0 and 1
+    assert distances.overlap(clean, clean, lengths, 0.4) == 1.0
+    assert distances.overlap(np.array([3.0, 1.0, 2.0, 0.0]), clean, lengths, 0.4) == pytest.approx(30 / 40)
+    assert distances.overlap(np.array([0.0, 1.0, 2.0, 0.0]), clean, lengths, 0.1) == 0.0
+
+
+def test_distances_store_and_table(tmp_path: Path) -> None:
+    path = tmp_path / "distances.json"
+    store = distances.Store(path)
+    store.add("noise", "hopper_white", "raw", {"overlap": [0.25]})
+    store.add("noise", "hopper_white", "metric", {"overlap": [1.0, 0.8], "return": [3000.0, 3100.0]})
+    distances.Store(path).add("paths", "maze", "raw", {"spearman": [0.5], "spearman_near": [0.25], "auc": [0.75]})
+    stored = json.loads(path.read_text())
+    assert tables.distances_table("noise", stored["noise"]).splitlines()[2:] == [
+        "| hopper_white | metric | 0.900 [0.800, 1.000] | 3,050 [3,000, 3,100] | - |",
+        "| hopper_white | raw | 0.250 [0.250, 0.250] | - | - |",
+    ]
+    assert tables.distances_table("paths", stored["paths"]).splitlines()[2:] == [
+        "| maze | raw | 0.500 [0.500, 0.500] | 0.250 [0.250, 0.250] | 0.750 [0.750, 0.750] |"
+    ]
+
+
 def test_store_keeps_what_is_there(tmp_path: Path) -> None:
     path = tmp_path / "results" / "p.json"
     scores.Store(path, "about").add(cell_of("s", "m", {"last": [[1.0]]}))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
+from dynarep.pipeline.factorisation import measure, retrieval_accuracy
 from dynarep.pipeline.methods.encoders.contrastive import (
     ContrastiveBatch,
     Dynamics,
@@ -15,10 +16,8 @@ from dynarep.pipeline.methods.encoders.contrastive import (
     DynamicsConfig,
     DynamicsEncoder,
     binary_loss,
-    measure,
     quadratic_loss,
     ranking_loss,
-    retrieval_accuracy,
 )
 
 torch.set_num_threads(1)

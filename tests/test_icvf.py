@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,18 +7,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
 from dynarep.pipeline import measures as module
+from dynarep.pipeline.artifacts.pretrained import PretrainedIntent
+from dynarep.pipeline.artifacts.storage import ArtifactError
 from dynarep.pipeline.measures import distances_over_time, map_latents, step_calibration
+from dynarep.pipeline.method import Sources
 from dynarep.pipeline.methods.encoders.icvf import (
     ICVF,
+    KINDS,
     GoalBatch,
     ICVFConfig,
     IntentArchitecture,
     IntentEncoder,
     icvf_loss,
     intent_advantage,
+    value_over_time,
 )
 from dynarep.pipeline.pretrain import pretrain
 from dynarep.pipeline.training.loop import Run, TrainingConfig
@@ -262,6 +269,81 @@ def test_export_is_psi_of_the_first_member(variant: str, normalise: bool) -> Non
         model.online.psi.layers[0].weight.zero_()
         model.normaliser.mean.fill_(7.0)
     torch.testing.assert_close(encoder.embed(x), psi[:, 0])  # a copy
+
+
+@pytest.mark.parametrize("variant", ["icvf", "ailot"])
+def test_the_encoder_keeps_the_value_of_the_first_member(variant: str) -> None:
+    model, (s, g, z) = learner(variant=variant), torch.randn(3, 2, 5, 3)
+    expected = model.online(*(model.normaliser(x) for x in (s, g, z)))
+    encoder = model.export()
+    assert encoder.architecture.gamma == GAMMA
+    torch.testing.assert_close(encoder.value(s, g, z), expected[:, 0])
+    one = PretrainedIntent(encoder, replica=1)
+    torch.testing.assert_close(one.value(s[1], g[1], z[1]), expected[1, 0])
+    np.testing.assert_allclose(one.value(s[1].numpy(), g[1, 0].numpy()), one.value(s[1], g[1, :1], g[1, :1]), rtol=1e-4)
+    other = learner(variant=variant)
+    other.start_from(encoder)
+    for member in range(2):
+        torch.testing.assert_close(other.online(*(other.normaliser(x) for x in (s, g, z)))[:, member], expected[:, 0])
+
+
+def test_an_encoder_of_psi_alone_has_no_value() -> None:
+    encoder = IntentEncoder(IntentArchitecture(replicas=1, observation_dim=2, hidden=(4,), latent_dim=3))
+    assert {name.split(".")[0] for name in encoder.state_dict()} == {"normaliser", "psi", "calibration"}
+    with pytest.raises(ArtifactError, match=r"icvf\): value: found no V, expected an icvf encoder that keeps it"):
+        PretrainedIntent(encoder).value(np.zeros(2), np.zeros(2))
+
+
+def test_the_share_of_accepted_steps_by_the_place_of_the_goal() -> None:
+    model, batch = learner(), random_batch()
+    kind = torch.arange(32).remainder(3).expand(2, -1)
+    found = model.losses(replace(batch, kind=kind)).metrics
+    shares = [found[f"accepted_{name}"] * (kind[0] == number).sum() for number, name in enumerate(KINDS)]
+    torch.testing.assert_close(sum(shares), 32 * found["accepted"])
+    assert not torch.allclose(found["accepted_random"], found["accepted_future"])
+
+
+def test_a_step_into_a_final_goal_is_worth_one_step() -> None:
+    """Its target is the reward alone, -1, whatever V says of the goal."""
+    model, batch = learner(), random_batch()
+    zeros, ones = torch.zeros(2, 32), torch.ones(2, 32)
+    arriving = replace(batch, reached_outcome=zeros, reached_intent=zeros, arrived_outcome=ones, arrived_intent=ones)
+    s, g, z = (model.normaliser(x) for x in (batch.observations, batch.outcomes, batch.intents))
+    advantage = -1.0 - model.target(s, z, z).mean(1)
+    weight = torch.where(advantage < 0, 0.1, 0.9).unsqueeze(1)
+    expected = (weight * (-1.0 - model.online(s, g, z)).square()).mean(2).sum(1)
+    torch.testing.assert_close(model.losses(arriving).loss, expected)
+
+
+def test_batches_name_final_goals() -> None:
+    table = TransitionTable.from_episodes([line(3, 1.0, "a"), line(2, 10.0, "b")])
+    sources = Sources({"dataset": lambda: table}, 1, 4000, torch.device("cpu"))
+    model = ICVF(ICVFConfig(final_goals=True, p_same=1.0), 1, torch.zeros(2), torch.ones(2))
+    batch = model.batch(sources, torch.Generator().manual_seed(0))
+    s, following, goal = (x[0, :, 0] for x in (batch.observations, batch.next_observations, batch.intents))
+    assert set(goal.tolist()) == {0.0, 1.0, 2.0, 3.0, 10.0, 20.0}  # 3 and 20 are final
+    arrived, kind = batch.arrived_intent[0].bool(), batch.kind[0]  # type: ignore[index]
+    assert torch.equal(goal[arrived], following[arrived])
+    assert set(goal[arrived].tolist()) == {3.0, 20.0}
+    assert torch.equal(kind == KINDS.index("current"), batch.reached_intent[0].bool())
+    future = kind == KINDS.index("future")
+    assert (goal[future] > s[future]).all()
+    assert arrived[future].any()
+    plain = ICVF(ICVFConfig(), 1, torch.zeros(2), torch.ones(2)).batch(sources, torch.Generator().manual_seed(0))
+    assert set(plain.intents[0, :, 0].tolist()) == {0.0, 1.0, 2.0, 10.0}
+    assert not plain.arrived_intent.any()  # type: ignore[union-attr]
+
+
+def test_values_over_time_of_a_known_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = IntentArchitecture(replicas=2, observation_dim=2, hidden=(4,), latent_dim=3, gamma=GAMMA)
+    encoder = IntentEncoder(architecture)
+    scale = torch.tensor([1.0, 3.0])[:, None]
+    monkeypatch.setattr(encoder, "value", lambda s, g, z: -scale * (g - s)[..., 0])
+    rows = value_over_time(encoder, [line(12, 1.0, "a"), line(3, 1.0, "b")])
+    assert [row["k"] for row in rows] == [1, 2, 5, 10]
+    for row in rows:
+        assert row["value"] == pytest.approx(2 * row["k"])
+    assert rows[1]["ideal"] == pytest.approx(1.9)
 
 
 @pytest.mark.slow

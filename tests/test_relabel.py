@@ -15,7 +15,7 @@ from dynarep.configs.params import ParamsError
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset, read_rewards, write_dataset
 from dynarep.pipeline import labelling, search
-from dynarep.pipeline.agreement import agreement, example_episodes, write_examples
+from dynarep.pipeline.agreement import agreement, example_episodes, remarks, write_examples
 from dynarep.pipeline.artifacts.storage import save_model
 from dynarep.pipeline.entries import Entry, parse_entry, read_params, section_of
 from dynarep.pipeline.labelling import Comparison, moments
@@ -664,3 +664,16 @@ def test_a_file_without_labels_is_a_file(tmp_path: Path, capsys: pytest.CaptureF
         with pytest.raises(SystemExit):
             relabelled(tmp_path, "ailot")
         assert "relabel" in capsys.readouterr().err
+
+
+def test_remarks_on_a_label() -> None:
+    even = {"a": np.linspace(0.1, 1.0, 100)}
+    assert remarks({"dropped_mass": 0.1}, even, tempered=True) == []
+    (free,) = remarks({"dropped_mass": 0.47}, even, tempered=True)
+    assert free.startswith("47 % of the mass pays nothing")
+    assert "before_entry: rematched" in free
+    silent, full = np.r_[np.full(95, 1e-3), np.ones(5)], np.r_[np.full(95, 4.99), np.full(5, 1.0)]
+    for values, words in ((silent, "a lower temperature"), (full, "a higher temperature"), (np.zeros(3), "a lower")):
+        (found,) = remarks({}, {"a": values[None]}, tempered=True)
+        assert words in found
+        assert remarks({}, {"a": values[None]}, tempered=False) == []

@@ -329,6 +329,23 @@ def test_scores_without_reference_are_plotted_as_returns(artifacts: Path) -> Non
     assert "Interquartile mean of the return: bc 1003.5, iql 503.5" in build(artifacts).plots
 
 
+def test_actions_that_are_told_from_others(artifacts: Path) -> None:
+    folder = artifacts / "pretrain" / "dynamics"
+    (folder / "metrics.json").write_text(json.dumps({"action_resolution": {"0.1": 0.5, "1.0": 0.976}}))
+    page = build(artifacts)
+    assert ["dynamics (contrastive)", "0.50", "0.98"] in page.rows
+    assert "0.5 by chance" in page.text
+    (folder / "metrics.json").write_text(json.dumps({"action_resolution": {"0.1": "often"}}))
+    with pytest.raises(ReportError, match=r"metrics\.json: action_resolution\.0\.1: found 'often'"):
+        build(artifacts)
+
+
+def test_values_before_a_goal(artifacts: Path) -> None:
+    table = artifacts / "pretrain" / "intent" / "value.tsv"
+    table.write_text("k\tvalue\tideal\n1\t0.9\t1\n30\t11.9\t26.03\n")
+    assert "Negated value of intent against steps before the goal: 11.9 at k = 30" in build(artifacts).plots
+
+
 def test_plots_show_the_files(artifacts: Path) -> None:
     page = build(artifacts)
     assert page.plots[1].endswith("k, intent: intent: psi reaches 22.9 at k = 50; raw states reaches 22.9 at k = 50")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dynarep.data.resident import TransitionTable
 from dynarep.pipeline.dual_game import (
     DualGame,
     ImitationBatch,
@@ -15,6 +16,7 @@ from dynarep.pipeline.dual_game import (
     dual_objective,
     orthogonality,
 )
+from dynarep.pipeline.method import Sources
 from dynarep.pipeline.methods.encoders.contrastive import DynamicsArchitecture, DynamicsEncoder
 from dynarep.pipeline.methods.learners.repr_value_dice import (
     RepresentationCritic,
@@ -245,7 +247,7 @@ def plain_objective(dice: ValueDICE, batch: ImitationBatch) -> Tensor:
     """J of each replica, term by term, without gradient reversal, with the noise that ``losses`` draws from this seed."""
     c, expert, replay = dice.config, batch.expert, batch.replay
     alpha, n = c.replay_ratio, expert.observations.shape[1]
-    noise = torch.randn(2, (3 if alpha else 2) * n, 2)
+    noise = torch.randn(2, 3 * n, 2)
 
     def policy_q(states: Tensor, part: int) -> Tensor:
         return dice.critic(states, dice.actor.sample(states, noise[:, part * n : (part + 1) * n]))  # type: ignore[no-any-return]
@@ -299,11 +301,17 @@ def test_regularisers_are_added_with_their_weights() -> None:
     torch.manual_seed(7)
     result = dice.losses(batch)
     torch.manual_seed(7)
-    noise = torch.randn(2, 12, 2)
+    noise = torch.randn(2, 18, 2)
     u = torch.rand(2, 6, 1)
-    assert noise.shape[1] == 2 * batch.expert.observations.shape[1]
-    observations = ((1 - u) * batch.expert.observations + u * batch.replay.observations).requires_grad_()
-    actions = unit((1 - u) * batch.expert.actions + u * batch.replay.actions).requires_grad_()
+    expert, replay = batch.expert, batch.replay
+    acted = dice.actor.sample(torch.cat([expert.next_observations, replay.next_observations], 1), noise[:, 6:])
+    observations, actions = (
+        torch.cat([(1 - u) * one + u * other for one, other in pairs], 1).detach().requires_grad_()
+        for pairs in (
+            [(expert.observations, replay.observations), (expert.next_observations, replay.next_observations)],
+            [(unit(expert.actions), unit(replay.actions)), acted.chunk(2, 1)],
+        )
+    )
     # by the chain rule dQ/dx = std dQ/ds for x = (s - mean) / std, and actions are already in [-1, 1]
     by_s, by_a = torch.autograd.grad(
         dice.critic(observations, actions).sum(), (observations, actions), create_graph=True
@@ -380,6 +388,35 @@ def test_with_the_linear_term_alone_q_is_linear_in_phi() -> None:
     phi, q = critic.encoder.phi(s, recorded(a)), critic(s, a).unsqueeze(-1)
     fitted = torch.linalg.lstsq(phi[:, :20], q[:, :20]).solution
     torch.testing.assert_close(phi[:, 20:] @ fitted, q[:, 20:], atol=1e-3, rtol=1e-3)
+
+
+def test_the_initial_states_are_those_of_the_expert() -> None:
+    """With rho = d^exp the third term has (1 - gamma) max(mu^T E phi, 0), the expectation over the demonstrations."""
+    model = encoder()
+    dice = learner(model, terms=("f", "log"), initial="expert")
+    shown = transitions(batch=20, replicas=1)
+    packed = torch.cat(
+        [shown.observations, recorded(shown.actions), shown.next_observations, torch.zeros(1, 20, 1)], -1
+    )
+    table = TransitionTable(packed[0], torch.tensor([20]), observation_dim=3, action_dim=2)
+    dice.prepare(Sources({"demonstrations": lambda: table, "dataset": lambda: table}, 2, 4, torch.device("cpu")))
+    critic = dice.critic
+    assert isinstance(critic, RepresentationCritic)
+    weights = model.phi(shown.observations, recorded(shown.actions)).mean(1)
+    s, a = torch.randn(2, 50, 3), torch.rand(2, 50, 2)
+    ratio = torch.einsum("rbk,rk->rb", model.mu(s), weights)
+    assert (ratio < 0).any()
+    assert (ratio > 0).any()
+    expected = critic.f(s, a) - (math.log(2.0) + (1 - GAMMA) * ratio.clamp(min=1e-3)).log()  # type: ignore[misc]
+    torch.testing.assert_close(critic(s, a), expected)
+
+
+def test_no_critic_tells_interpolating_policies_apart() -> None:
+    """Along one path, with pi(s_t) = a_t, J(Q) >= gamma (Q_T - Q_0) / T for any values Q_0..Q_T."""
+    for _ in range(200):
+        q = 5 * torch.randn(1, 31, dtype=torch.float64)
+        value = dual_objective(q[:, :-1], GAMMA * q[:, 1:] - q[:, :-1], GAMMA)
+        assert float(value) >= GAMMA * float(q[0, -1] - q[0, 0]) / 30 - 1e-12
 
 
 @pytest.mark.parametrize("terms", [("log",), ("f", "f")])

@@ -63,7 +63,9 @@ class Origin:
             raise ArtifactError(f"{self.key}: {self.source} is of kind {self.model.kind}, expected {model.kind}")
         found, expected = asdict(self.model.architecture), asdict(model.architecture)
         other = [
-            f"{name} {found[name]}, by the settings {expected[name]}" for name in found if found[name] != expected[name]
+            f"{name} {found[name]}, by the settings {expected[name]}"
+            for name in found
+            if name not in model.free and found[name] != expected[name]
         ]
         if other:
             entry = self.key.rpartition(".")[0]

@@ -483,6 +483,36 @@ class PretrainedIntent(PretrainedEncoder):
         measure = cast(Any, self.model).distance if self.in_steps else self._squared
         return self._evaluate(measure, a=a, b=b)  # type: ignore[no-any-return]
 
+    @overload
+    def value(self, observation: Tensor, goal: Tensor, intent: Tensor | None = None) -> Tensor: ...
+    @overload
+    def value(self, observation: ArrayLike, goal: ArrayLike, intent: ArrayLike | None = None) -> NDArray[Any]: ...
+    def value(
+        self, observation: Tensor | ArrayLike, goal: Tensor | ArrayLike, intent: Tensor | ArrayLike | None = None
+    ) -> Tensor | NDArray[Any]:
+        """V(s, g, z) of an ``icvf`` encoder: how well g is reached from s by whoever wants z; (..., observation_dim) each: (...).
+
+        k steps before a goal that is its own intent it is about -(1 - gamma^k) / (1 - gamma), gamma that of the training.
+
+        Args:
+            observation: s.
+            goal: g.
+            intent: z, a state; by default the goal itself.
+
+        Raises:
+            ArtifactError: as a call does, and if the encoder keeps no V.
+        """
+        if getattr(self.model.architecture, "gamma", None) is None or not hasattr(self.model, "value"):
+            raise ArtifactError(
+                f"{self.source} ({self.model.kind}): value: found no V, expected an icvf encoder that keeps it"
+            )
+        return self._evaluate(  # type: ignore[no-any-return]
+            self._value, observation=observation, goal=goal, intent=goal if intent is None else intent
+        )
+
+    def _value(self, observation: Tensor, goal: Tensor, intent: Tensor) -> Tensor:
+        return cast(Any, self.model).value(observation[None], goal[None], intent[None])[0]  # type: ignore[no-any-return]
+
     def _squared(self, a: Tensor, b: Tensor) -> Tensor:
         squared: Tensor = (self.model(a) - self.model(b)).square().sum(-1)
         calibration = self.model.calibration_of(self.space)

@@ -38,12 +38,14 @@ class Model(nn.Module):
         kind: name of its file; empty for a base class.
         Architecture: its frozen configuration, the one argument of the constructor.
         shared: entries of the state that replicas share; all others have the replicas in front.
+        free: fields of the architecture in which a model that a training starts from may differ.
     """
 
     room: ClassVar[Room]
     kind: ClassVar[str] = ""
     Architecture: ClassVar[type]
     shared: ClassVar[tuple[str, ...]] = ("normaliser.mean", "normaliser.std")
+    free: ClassVar[tuple[str, ...]] = ()
     architecture: Any
     normaliser: nn.Module
 

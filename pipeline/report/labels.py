@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dynarep.pipeline.report.html import figure, missing_note, or_missing
+from dynarep.pipeline.report.html import figure, missing_note, note, or_missing
 from dynarep.pipeline.report.inputs import LENGTH_KIND, Artifacts, MissingInputError, numbers, read_json, read_table
 from dynarep.pipeline.report.plots import BLUE, canvas, svg
 from dynarep.pipeline.report.scores import named
@@ -33,13 +33,15 @@ def _panel(artifacts: Artifacts, name: str) -> str:
     table = read_table(path, "relabelled")
     relabelled = numbers(path, "relabelled", table["relabelled"])
     true = numbers(path, "true", table["true"]) if "true" in table else np.full(len(relabelled), math.nan)
-    if not np.isfinite(true).any():
-        return missing_note(artifacts, path, "true returns in ")
     missing, spearman = "", None
     try:
-        spearman = read_json(path.with_name("metrics.json")).get("spearman_true_return")
+        metrics = read_json(path.with_name("metrics.json"))
+        spearman = metrics.get("spearman_true_return")
+        missing = "".join(note(f"{name}: {remark}") for remark in metrics.get("remarks", []))
     except MissingInputError as gone:
         missing = missing_note(artifacts, gone.path)
+    if not np.isfinite(true).any():
+        return missing_note(artifacts, path, "true returns in ") + missing
     title = named(name, artifacts.kind("relabel", name))
     title += "" if spearman is None else f", Spearman {spearman:.2f}"
     drawn = canvas(3.6, 2.5)

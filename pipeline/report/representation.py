@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from importlib.util import find_spec
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynarep.pipeline.report.html import figure, listing, missing_note, note, or_missing
+from dynarep.pipeline.report.html import figure, listing, missing_note, note, or_missing, table
 from dynarep.pipeline.report.inputs import (
     UNLEARNED_KINDS,
     Artifacts,
@@ -22,6 +23,7 @@ from dynarep.pipeline.report.inputs import (
 from dynarep.pipeline.report.maps import Frame, coloured_map
 from dynarep.pipeline.report.plots import BLUE, GREY, ORANGE, canvas, svg
 from dynarep.pipeline.report.scores import named
+from dynarep.pipeline.tables import number_text
 
 REFERENCES = {"raw": ("raw states", ORANGE, "-."), "standardised": ("standardised states", GREY, ":")}
 """Curves that stand beside those of an encoder's own spaces."""
@@ -35,7 +37,7 @@ def spaces_section(artifacts: Artifacts) -> str:
     files = ("distance.tsv", "latents.npz")
     shown = [name for name in names if any((artifacts.folder("pretrain", name) / file).is_file() for file in files)]
     rest = [named(name, artifacts.kind("pretrain", name)) for name in names if name not in shown]
-    html = "".join(_space(artifacts, name) for name in shown)
+    html = "".join(_space(artifacts, name) for name in shown) + _actions(artifacts, names)
     if rest:
         html += note(f"no distances and no map are kept of {listing(rest)}")
     if find_spec("umap") is None and shown:
@@ -43,11 +45,35 @@ def spaces_section(artifacts: Artifacts) -> str:
     return html
 
 
+def _actions(artifacts: Artifacts, names: Sequence[str]) -> str:
+    """How well each encoder of dynamics tells actions apart."""
+    found = {name: artifacts.optional("pretrain", name, "metrics.json").get("action_resolution") for name in names}
+    shown = {name: values for name, values in found.items() if values}
+    if not shown:
+        return ""
+    sigmas = list(dict.fromkeys(sigma for values in shown.values() for sigma in values))
+    rows = [
+        [
+            named(name, artifacts.kind("pretrain", name)),
+            *(number_text(values[sigma], ".2f") if sigma in values else "-" for sigma in sigmas),
+        ]
+        for name, values in shown.items()
+    ]
+    header = [("encoder", "name"), *((f"noise {sigma}", "number") for sigma in sigmas)]
+    caption = (
+        "How often the recorded action is told from the same action with noise, on held-out transitions: 0.5 by chance. "
+        "The noise is its deviation where the bounds of actions are -1 and 1."
+    )
+    return table(caption, header, rows)
+
+
 def _space(artifacts: Artifacts, name: str) -> str:
     title = named(name, artifacts.kind("pretrain", name))
     parts = or_missing(_distance, artifacts, name) + or_missing(_maps, artifacts, name)
     if (artifacts.folder("pretrain", name) / "model_error.tsv").is_file():
         parts += _model_error(artifacts, name)
+    if (artifacts.folder("pretrain", name) / "value.tsv").is_file():
+        parts += _value(artifacts, name)
     return f'<h3>{escape(title)}</h3>\n<div class="panels">{parts}</div>\n'
 
 
@@ -117,6 +143,26 @@ def _model_error(artifacts: Artifacts, name: str) -> str:
         svg(drawn, f"Error of the model {name} against steps ahead: {error[-1]:.3g} at k = {steps[-1]:.0f}"),
         "Mean squared error of latents predicted k steps ahead on held-out episodes, over the variance of the latents; "
         "also that of predicting no change.",
+    )
+
+
+def _value(artifacts: Artifacts, name: str) -> str:
+    """What a goal-conditioned value says of a number of steps."""
+    path = artifacts.folder("pretrain", name) / "value.tsv"
+    rows = read_table(path, "k", "value", "ideal")
+    if not rows["k"]:
+        raise ReportError(f"{path}: no rows")
+    steps, value, ideal = (numbers(path, column, rows[column]) for column in ("k", "value", "ideal"))
+    drawn = canvas(4.0, 3.0)
+    axes = drawn.subplots()
+    axes.plot(steps, value, color=BLUE, marker=".", label=f"{name}: -V")
+    axes.plot(steps, ideal, color=GREY, linestyle="--", linewidth=1, label="no shorter way")
+    axes.set_xlabel("steps before the goal, k")
+    axes.set_ylabel("discounted steps")
+    axes.legend()
+    return figure(
+        svg(drawn, f"Negated value of {name} against steps before the goal: {value[-1]:.3g} at k = {steps[-1]:.0f}"),
+        "Mean of -V(s, g, g), g the held-out state k steps after s; beside it the discounted number of k steps.",
     )
 
 

@@ -19,23 +19,17 @@ one independent noise state each and less variance; no regulariser on log r, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dynarep.configs.params import Field, Widths, config
-from dynarep.pipeline.measures import Measured
-from dynarep.pipeline.method import EncoderMethod, Needs, Sources, World
-from dynarep.pipeline.nn.functional import Losses, effective_rank
-from dynarep.pipeline.nn.models import Encoder
-from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
-
-if TYPE_CHECKING:
-    from dynarep.data.resident import TransitionTable
-    from dynarep.data.schema import Episode
+from dynarep.pipeline.factorisation import Factorisation, FactorisationMethod, NoiseStates, noise_states
+from dynarep.pipeline.method import Sources
+from dynarep.pipeline.nn.functional import Losses
+from dynarep.pipeline.nn.networks import MLP, Normaliser
 
 
 @config
@@ -52,7 +46,7 @@ class DynamicsConfig:
     process's own rows, which is less work for each."""
     normalisation_weight: float = Field(default=1.0, ge=0)
     """Weight of (log E_{p_n} r)^2 in the ranking loss, which alone leaves r's scale open."""
-    noise: Literal["current", "next"] = "next"
+    noise: NoiseStates = "next"
     """p_n, uniform over the states of the whole dataset: those before, or those after its transitions."""
     absorbing: bool = False
     """Append ValueDICE's absorbing-state bit and lead terminated episodes into the absorbing state."""
@@ -73,7 +67,7 @@ class DynamicsArchitecture:
     action_high: tuple[float, ...] | None = None
 
 
-class DynamicsEncoder(Encoder):
+class DynamicsEncoder(Factorisation):
     """phi(s, a) and mu(s') with P(s'|s, a) = <phi(s, a), mu(s')> p_n(s').
 
     Both networks are perceptrons scaled by 1/sqrt(feature_dim), with linear outputs, or softplus where ``positive``; the
@@ -83,70 +77,30 @@ class DynamicsEncoder(Encoder):
 
     kind = "contrastive"
     Architecture = DynamicsArchitecture
-    spaces = ("phi", "mu")
-    reads_actions = ("phi",)
     architecture: DynamicsArchitecture
 
     def __init__(self, architecture: DynamicsArchitecture) -> None:
-        super().__init__()
-        self.architecture = architecture
+        super().__init__(architecture)
         a = architecture
         inputs = a.observation_dim + a.absorbing
-        self.normaliser = Normaliser.identity(inputs)
         self.phi_network = MLP((a.replicas,), (inputs + a.action_dim, *a.hidden, a.feature_dim), final_bias=False)
         self.mu_network = MLP((a.replicas,), (inputs, *a.hidden, a.feature_dim))
         self.scale = a.feature_dim**-0.5
-        self.actions = None
-        if a.action_low is not None and a.action_high is not None:
-            self.actions = ActionScale(a.action_low, a.action_high)
-
-    def with_bit(self, observations: Tensor) -> Tensor:
-        """Observations as the normaliser reads them: (..., obs_dim), with the absorbing bit appended if there is one."""
-        if self.architecture.absorbing and observations.shape[-1] == self.architecture.observation_dim:
-            observations = nn.functional.pad(observations, (0, 1))
-        return observations
-
-    def _observation(self, observations: Tensor) -> Tensor:
-        return self.normaliser(self.with_bit(observations))  # type: ignore[no-any-return]
 
     def _output(self, x: Tensor) -> Tensor:
         return (nn.functional.softplus(x) if self.architecture.positive else x) * self.scale  # type: ignore[no-any-return]
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
         """phi(s, a) of (R or 1, B, obs_dim), (R or 1, B, act_dim) for every replica, (R, B, feature_dim)."""
-        unit = actions if self.actions is None else self.actions(actions)
-        return self._output(self.phi_network(torch.cat([self._observation(observations), unit], -1)))
+        return self._output(self.phi_network(self.pairs(observations, actions)))
 
     def mu(self, observations: Tensor) -> Tensor:
         """mu(s') of (R or 1, B, obs_dim) for every replica, (R, B, feature_dim)."""
-        return self._output(self.mu_network(self._observation(observations)))
-
-    def embed(self, observations: Tensor, actions: Tensor | None = None, space: str | None = None) -> Tensor:
-        """phi(s, a), or mu(s) in the space ``mu``: (R, B, feature_dim)."""
-        if space == "mu":
-            return self.mu(observations)
-        assert actions is not None, "phi reads actions"
-        return self.phi(observations, actions)
-
-    def latent_dim(self) -> int:
-        """Width of phi."""
-        return self.architecture.feature_dim
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        """Two rows of observations and actions."""
-        return *super().inputs(), torch.zeros(2, self.architecture.action_dim)
+        return self._output(self.mu_network(self.standardised(observations)))
 
     def networks(self) -> dict[str, MLP]:
         """``phi`` and ``mu``."""
         return {"phi": self.phi_network, "mu": self.mu_network}
-
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Phi of the first replica: (B, obs_dim), (B, act_dim) -> (B, feature_dim)."""
-        return self.phi(observation[None], action[None])[0]
-
-    def ratio(self, observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
-        """P(s'|s, a) / p_n(s') of the first replica for B triples: (B,)."""
-        return (self(observation, action) * self.mu(next_observation[None])[0]).sum(-1)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -175,7 +129,7 @@ def binary_loss(positive: Tensor, negative: Tensor) -> Tensor:
     return (torch.log1p(positive) - positive.log()).mean(-1) + torch.log1p(negative).mean((-1, -2))
 
 
-class Dynamics(EncoderMethod):
+class Dynamics(FactorisationMethod):
     """Learner of phi and mu."""
 
     kind = "contrastive"
@@ -211,21 +165,10 @@ class Dynamics(EncoderMethod):
         )
         self.encoder.normaliser = Normaliser(observation_mean, observation_std)
 
-    @classmethod
-    def needs(cls, c: DynamicsConfig) -> Needs:
-        """Actions, and absorbing states where they are asked for."""
-        return Needs(actions=("dataset",), absorbing="steps" if c.absorbing else None)
-
-    @classmethod
-    def build(cls, c: DynamicsConfig, world: World) -> Dynamics:
-        """For the observations and actions of a world."""
-        bounds = {"action_low": world.action_low, "action_high": world.action_high}
-        return cls(c, world.replicas, world.mean, world.std, world.action_dim, absorbing=world.absorbing, **bounds)
-
     def batch(self, sources: Sources, generator: torch.Generator) -> ContrastiveBatch:
         """Uniform transitions, and as many noise states."""
         b = sources.draw("dataset", generator)
-        states = noise_states(sources.table("whole"), self.config)
+        states = noise_states(sources.table("whole"), self.config.noise)
         return ContrastiveBatch(
             b.observations, b.actions, b.next_observations, states[sources.rows(len(states), generator)]
         )
@@ -234,10 +177,6 @@ class Dynamics(EncoderMethod):
     def whole(self) -> tuple[str, ...]:
         """What every process reads all of."""
         return ("noise",) if self.config.negatives == "all" else ()
-
-    def start_from(self, encoder: DynamicsEncoder) -> None:  # type: ignore[override]
-        """Take the normaliser, phi and mu from an encoder of the same architecture."""
-        self.encoder.load_state_dict(encoder.state_dict())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Phi and mu at one learning rate."""
@@ -258,81 +197,3 @@ class Dynamics(EncoderMethod):
         return Losses(
             loss, {"normalisation": negative.detach().mean((-1, -2)), "positive_ratio": positive.detach().mean(-1)}
         )
-
-    def after_update(self) -> None:
-        """Nothing follows an update."""
-
-    def export(self) -> DynamicsEncoder:
-        """Phi and mu of every replica."""
-        return self.encoder
-
-    @classmethod
-    def check_held_out(cls, held_out: list[Episode]) -> None:
-        """Every transition can be measured on."""
-
-    @classmethod
-    def measure(
-        cls,
-        c: DynamicsConfig,
-        encoder: DynamicsEncoder,  # type: ignore[override]
-        held_out: list[Episode],
-        table: TransitionTable,
-        whole: TransitionTable,
-        episodes: Iterable[Episode],
-    ) -> Measured:
-        """Quality of the factorisation on held-out transitions and on those that were trained on."""
-        noise = noise_states(whole, c).cpu()
-        kept = type(table).from_episodes(held_out)
-        return Measured({"held_out": measure(encoder, kept, noise), "train": measure(encoder, table, noise)})
-
-
-def noise_states(table: TransitionTable, c: DynamicsConfig) -> Tensor:
-    """The states (N, obs_dim) over which p_n is uniform."""
-    return table.next_observations if c.noise == "next" else table.observations
-
-
-def retrieval_accuracy(phi: Tensor, mu_next: Tensor, negatives: int) -> Tensor:
-    """Share of transitions whose true next state has the largest ratio among itself and ``negatives`` others.
-
-    Args:
-        phi: (R, N, k), N > negatives.
-        mu_next: mu of the true next states, (R, N, k); the others are the following rows, cyclically.
-        negatives: number of other next states each transition is compared with.
-
-    Returns:
-        (R,) in [0, 1]; chance is 1 / (negatives + 1).
-    """
-    count = phi.shape[1]
-    offsets = torch.arange(negatives + 1, device=phi.device)
-    best = []
-    for start in range(0, count, 1024):
-        rows = torch.arange(start, min(start + 1024, count), device=phi.device)
-        candidates = (rows[:, None] + offsets) % count
-        scores = torch.einsum("rbk,rbnk->rbn", phi[:, rows], mu_next[:, candidates])
-        best.append(scores[..., 0] > scores[..., 1:].amax(-1))
-    return torch.cat(best, 1).float().mean(1)
-
-
-@torch.no_grad()
-def measure(encoder: DynamicsEncoder, table: TransitionTable, noise: Tensor, *, limit: int = 4096) -> dict[str, float]:
-    """Quality of a factorisation on transitions, mean over replicas.
-
-    Returns:
-        ``normalisation``, E_{p_n} phi^T mu, 1 for a true ratio; ``positive_ratio``, E phi^T mu(s') over transitions;
-        ``retrieval_accuracy`` of the true next state among 255 others, and ``retrieval_chance``; ``effective_rank`` of
-        phi over the transitions, at most feature_dim.
-    """
-    generator = torch.Generator().manual_seed(0)
-    index = torch.randperm(len(table), generator=generator)[:limit]
-    noise = noise[torch.randperm(len(noise), generator=generator)[:limit]]
-    batch = table.gather(index[None].to(table.packed.device))
-    phi = encoder.phi(batch.observations.cpu(), batch.actions.cpu())
-    mu_next = encoder.mu(batch.next_observations.cpu())
-    negatives = min(255, len(index) - 1)
-    return {
-        "normalisation": (phi.mean(1) * encoder.mu(noise[None]).mean(1)).sum(-1).mean().item(),
-        "positive_ratio": (phi * mu_next).sum(-1).mean().item(),
-        "retrieval_accuracy": retrieval_accuracy(phi, mu_next, negatives).mean().item(),
-        "retrieval_chance": 1.0 / (negatives + 1),
-        "effective_rank": effective_rank(phi).mean().item(),
-    }

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dynarep.configs.params import Field, config
 from dynarep.data.sampling import window
-from dynarep.pipeline.measures import Measured, measure_space
+from dynarep.pipeline.measures import Measured, action_resolution, measure_space
 from dynarep.pipeline.method import EncoderMethod, Needs, Sources, World
 from dynarep.pipeline.nn.functional import Losses, effective_rank
 from dynarep.pipeline.nn.models import Encoder
@@ -254,6 +254,13 @@ class WorldModel(EncoderMethod):
         states = torch.cat([torch.from_numpy(episode.current) for episode in held_out])
         chosen = states[torch.randperm(len(states), generator=torch.Generator().manual_seed(0))[:4096]]
         measured.metrics["effective_rank"] = effective_rank(centred(encoder.embed(chosen[None]))).mean().item()
+        a = encoder.architecture
+
+        def nearness(observations: Tensor, actions: Tensor, following: Tensor) -> Tensor:
+            return -(encoder.embed(observations, actions, "next") - encoder.embed(following)).square().sum(-1)
+
+        kept = type(table).from_episodes(held_out)
+        measured.metrics["action_resolution"] = action_resolution(nearness, kept, a.action_low, a.action_high)
         return measured
 
 

@@ -11,7 +11,9 @@ Representations", 2025, arXiv 2508.14383.
 
 The parameters of phi and mu are frozen unless ``fine_tune`` is set; their forward pass is not, because
 d(phi^T omega)/da reaches the actor. The argument of the logarithm is softplus(mu^T theta) + 1 - gamma, which keeps it
-above 1 - gamma, where it must lie since mu^T theta = (d^pi - (1 - gamma) rho) / p_n.
+above 1 - gamma, where it must lie since mu^T theta = (d^pi - (1 - gamma) rho) / p_n. That is exact for rho = p_n. The game's
+rho is the expert's d^exp, whose ratio to p_n is mu^T E_{d^exp} phi: ``initial: expert`` has (1 - gamma) max(that, 0)
+in place of 1 - gamma.
 
 Deviations: those of ``dual_game``; optionally the cloning term also takes the episodes of the data whose expert occupancy
 ratio in phi and mu is highest (``top``), every pair weighing the same.
@@ -45,6 +47,9 @@ from dynarep.pipeline.nn.networks import ActionScale, Normaliser
 Term = Literal["f", "linear", "log"]
 ALL_TERMS: tuple[Term, ...] = ("f", "linear", "log")
 
+LEAST_RATIO = 1e-3
+"""Of initial states to noise states, so that the logarithm stays finite."""
+
 
 @config
 class ReprValueDICEConfig(DualGameConfig):
@@ -54,6 +59,8 @@ class ReprValueDICEConfig(DualGameConfig):
     """Terms of Q: ``f`` is f_xi(s, a), ``linear`` phi(s, a)^T omega, ``log`` -log(softplus(mu(s)^T theta) + 1 - gamma)."""
     fine_tune: bool = False
     """Train phi and mu with the critic, at its rate, in place of freezing them."""
+    initial: Literal["noise", "expert"] = "noise"
+    """Where episodes are taken to begin in the third term of Q: in the noise states, as published, or in the expert's."""
     top: float = Field(default=0.0, ge=0, le=1)
     """Clone, beside the demonstrations, the episodes of the dataset that hold this share of the transitions and have the
     highest expert occupancy ratio in phi and mu. 0: demonstrations alone."""
@@ -70,6 +77,7 @@ class RepresentationCritic(nn.Module):
         terms: those of the three that Q consists of.
         fine_tune: whether phi and mu learn.
         scale: of the actions that phi reads; those that Q reads lie in [-1, 1]. None: phi reads the same.
+        initial_from_expert: whether ``initial_weights``, E phi over the demonstrations, says where episodes begin.
 
     Raises:
         ValueError: if ``terms`` names a term twice or leaves Q independent of the action.
@@ -85,6 +93,7 @@ class RepresentationCritic(nn.Module):
         *,
         fine_tune: bool = False,
         scale: ActionScale | None = None,
+        initial_from_expert: bool = False,
     ) -> None:
         super().__init__()
         if len(set(terms)) < len(terms) or not {"f", "linear"} & set(terms):
@@ -99,6 +108,10 @@ class RepresentationCritic(nn.Module):
         self.f = PerceptronCritic(replicas, self.encoder.normaliser, a.action_dim, hidden) if "f" in terms else None
         self.omega = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1)) if "linear" in terms else None
         self.theta = nn.Parameter(torch.zeros(replicas, a.feature_dim, 1)) if "log" in terms else None
+        self.initial_weights: Tensor | None
+        self.register_buffer(
+            "initial_weights", torch.zeros(replicas, a.feature_dim, 1) if initial_from_expert else None
+        )
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q of (R, B, obs_dim), (R, B, act_dim): (R, B)."""
@@ -109,9 +122,16 @@ class RepresentationCritic(nn.Module):
             raw = actions if self.scale is None else self.scale.inverse(actions)
             q = q + (self.encoder.phi(observations, raw) @ self.omega).squeeze(-1)
         if self.theta is not None:
-            product = (self.encoder.mu(observations) @ self.theta).squeeze(-1)
-            q = q - (nn.functional.softplus(product) + 1 - self.gamma).log()
+            mu = self.encoder.mu(observations)
+            product = (mu @ self.theta).squeeze(-1)
+            q = q - (nn.functional.softplus(product) + (1 - self.gamma) * self.initial_ratio(mu)).log()
         return q
+
+    def initial_ratio(self, mu: Tensor) -> Tensor | float:
+        """Ratio rho / p_n: 1, or max(mu^T E_{d^exp} phi, 0), at least ``LEAST_RATIO``: (R, B, k) -> (R, B)."""
+        if self.initial_weights is None:
+            return 1.0
+        return (mu @ self.initial_weights).squeeze(-1).clamp(min=LEAST_RATIO)
 
 
 class ReprValueDICE(DualGame):
@@ -138,19 +158,31 @@ class ReprValueDICE(DualGame):
         c = self.config
         self.dynamics = (cast(Factorisation, encoder),)  # in a tuple: the critic holds the copy that is a part
         return RepresentationCritic(
-            self.replicas, self.dynamics[0], c.hidden, c.gamma, c.terms, fine_tune=c.fine_tune, scale=self.scale
+            self.replicas,
+            self.dynamics[0],
+            c.hidden,
+            c.gamma,
+            c.terms,
+            fine_tune=c.fine_tune,
+            scale=self.scale,
+            initial_from_expert=c.initial == "expert",
         )
 
     @torch.no_grad()
     def prepare(self, sources: Sources) -> None:
-        """Choose the episodes of each replica that the expert's occupancy ratio ranks highest."""
+        """Say where the expert is, and choose the episodes of each replica that its occupancy ratio ranks highest."""
         self.like_expert: list[Tensor] = []
-        if self.config.top == 0:
+        initial = cast(RepresentationCritic, self.critic).initial_weights
+        if self.config.top == 0 and initial is None:
             return
         expert, data, gamma = sources.table("demonstrations"), sources.table("dataset"), self.config.gamma
         encoder = deepcopy(self.dynamics[0]).to(sources.device)
         shown = expert.gather(torch.arange(len(expert), device=sources.device)[None])
         weights = expert_weights(encoder.phi(shown.observations, shown.actions), gamma)
+        if initial is not None:
+            initial.copy_(weights.unsqueeze(-1) / gamma)
+        if self.config.top == 0:
+            return
         rows = torch.arange(len(data), device=sources.device)[None]
         rewards = [
             occupancy_reward(encoder.mu(data.gather(part).next_observations), weights, gamma, scale=1.0)

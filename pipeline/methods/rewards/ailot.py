@@ -11,7 +11,9 @@ arXiv 2402.13037. The intent of a state is psi(s) of ``dynarep.pipeline.methods.
 | r(s_i^a) = alpha exp(-tau Ta sum_{j >= j1} P*_ij C_ij) | ``intent_reward`` |
 
 Mass that goes to steps before j1 pays nothing: its cost is dropped, not renormalised. ``Labels.dropped_mass`` says how
-much that is; ``truncate: false`` keeps all columns.
+much that is. An episode that begins near the goal enters at the expert's end, so that nearly all of its mass is free and leaving
+the goal is worth as much as staying. ``before_entry: rematched``, ours, sends all mass to the steps from j1 on;
+``truncate: false`` keeps all columns.
 
 Deviations: the squared distance has no natural unit, so by default it is measured in steps of the dataset (``units:
 calibrated``); ``raw`` takes psi as it comes, for which alpha and tau are published as (5, 0.5) and (1, 1). The paper's k,
@@ -46,6 +48,8 @@ class AILOTConfig:
     """``calibrated``: a squared distance of 1 is the mean over one step of the data; ``raw``: as the space has it."""
     truncate: bool = True
     """Leave out the expert's steps before the one nearest to the agent's first."""
+    before_entry: Literal["free", "rematched"] = "free"
+    """Of these steps: mass that goes there pays nothing, or goes to those that are left and pays there."""
     best_expert: Literal["episode", "state"] = "episode"
     """With several experts: the rewards of the one whose sum is largest, or the largest reward of each state."""
     max_iterations: int = Field(default=500, ge=1)
@@ -119,11 +123,14 @@ def label(
     if c.units == "calibrated":
         cost.mul_(calibration[:, None, None])
     a, b = uniform_masses(agent_lengths, cost.shape[1]), uniform_masses(expert_lengths, cost.shape[2])
+    first = entry_step(cost, expert_lengths) if c.truncate else torch.zeros_like(expert_lengths)
+    if c.before_entry == "rematched":
+        b = b.masked_fill(_before(first, cost).squeeze(1), 0.0)
+        b = b / b.sum(1, keepdim=True)
     epsilon = (c.epsilon * mean_cost(cost, a, b)).clamp_(min=torch.finfo(cost.dtype).tiny)
     transport = sinkhorn(
         cost, a, b, epsilon, max_iterations=c.max_iterations, tolerance=c.tolerance, relaxation=RELAXATION
     )
-    first = entry_step(cost, expert_lengths) if c.truncate else torch.zeros_like(expert_lengths)
     rewards = intent_reward(transport.coupling, cost, agent_lengths, first, c.scale, c.temperature)
     dropped = (transport.coupling.sum(1) * _before(first, cost).squeeze(1)).sum(-1)
     return Labels(rewards, cost, transport, dropped)
