@@ -57,8 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    import yaml
-
     from dynarep.data.prepare import read_recording
     from dynarep.data.schema import DataError
 
@@ -88,7 +86,7 @@ def _run(options: argparse.Namespace) -> None:
     cards.mkdir(parents=True)
     for one in made:
         values = {**one.values, **({"env": env} if env else {})}
-        (cards / f"{one.name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        (cards / f"{one.name}.yaml").write_text(_dumped(values))
     judged = None if held_out is None else held_out.name
     (folder / "params.yaml").write_text(_dumped(params(target.name, shown.name, env, acts=acts, held_out=judged)))
     sources = [one.values["path"] for one in made if "path" in one.values]
