@@ -17,14 +17,19 @@ class Line(gymnasium.Env[Any, Any]):
         terminal: a distance from 0 beyond which the episode is over.
         breaks_at: the step of all episodes at which the environment raises.
         infinite_at: the step of all episodes at which the reward is not finite.
+        unit: the largest action, of the same effect whatever it is.
     """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
 
     def __init__(
-        self, terminal: float | None = None, breaks_at: int | None = None, infinite_at: int | None = None
+        self,
+        terminal: float | None = None,
+        breaks_at: int | None = None,
+        infinite_at: int | None = None,
+        unit: float = 1.0,
     ) -> None:
+        self.action_space, self.unit = gymnasium.spaces.Box(-unit, unit, (1,), np.float32), unit
         self.terminal, self.breaks_at, self.infinite_at = terminal, breaks_at, infinite_at
         self.count = 0
 
@@ -36,7 +41,7 @@ class Line(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self.count == self.breaks_at:
             raise RuntimeError("the motor is too hot")
-        self.x += 0.5 * float(action[0])
+        self.x += 0.5 * float(action[0]) / self.unit
         reward = np.inf if self.count == self.infinite_at else 1.0 - self.x**2
         self.count += 1
         over = self.terminal is not None and abs(self.x) > self.terminal

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import yaml
 
+from dynarep.configs.params import validate
 from dynarep.data.card import load_card
 from dynarep.data.readers import read
 from dynarep.data.schema import Episode
 from dynarep.init import main as init
 from dynarep.pipeline.entries import read_entry
+from dynarep.pipeline.playing.play import EvaluateConfig
 from dynarep.pipeline.registry import ROOMS
 from dynarep.score import main as score
 from dynarep.score import share_or_number
@@ -184,13 +186,25 @@ def test_init_lays_out_a_project_whose_parts_fit(
         "bc",
         "random",
     }
+    known: dict[str, set[str]] = {}
     for entry in entries:
         for name in {entry.inputs.dataset, getattr(entry.inputs, "demonstrations", entry.inputs.dataset)}:
             card = load_card(name, project / "configs" / "datasets")
-            assert len(list(read(project / str(card.path), card))) == (1 if numbered and name != "mine" else 13)
+            known[name] = {episode.id for episode in read(project / str(card.path), card)}
             assert card.env == env
+    shown = "mine-demonstrations" if numbered else "recording"
+    assert {name: len(ids) for name, ids in known.items()} == {
+        "mine": 13 if env else 12,
+        shown: 1 if numbered else 13,
+        **({} if env else {"mine-held-out": 1}),
+    }
+    settings = validate(EvaluateConfig, values["evaluate"], "evaluate")
+    assert (settings.env, settings.recording.dataset) == ((env, "none") if env else ("none", "mine-held-out"))
+    assert settings.recording.rewards in {"none", *values["relabel"]}
+    left_out = load_card("mine", project / "configs" / "datasets").leave_out
+    assert left_out is None if env else left_out not in (None, (12,)), "no demonstration is held out"
     stages = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
-    assert ("evaluate" in stages) == ("evaluate" in values) == (env is not None)
+    assert {"evaluate", "report"} <= set(stages)
     for path in stages["prepare"]["deps"]:
         assert (project / path).exists()
     assert init(command) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -307,6 +308,49 @@ def test_successors_off_by_rounding_never_cut_formats_that_keep_episodes_apart(t
     assert [e.length for e in read(path, card("robomimic", **keys))] == [11, 12, 13, 20, 21]
     text, _ = describe(str(path), tmp_path)
     assert "differ by up to 0.001 within episodes. The format keeps episodes apart, so they stay whole" in text
+
+
+def robosuite(folder: Path, *, successors: bool = True, off: float = 0.0, extra: int = 0, scale: float = 1.0) -> Path:
+    """A file as robomimic's dataset_states_to_obs.py writes it from robosuite's: numbered from 1, one was deleted since."""
+    path, rng = folder / "lift.hdf5", np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {}})
+        for i in [1, 2, 10, 11, 3]:
+            rows, states = 10 + i, rng.normal(size=(11 + i, 3))
+            demo, last = data.create_group(f"demo_{i}"), np.arange(rows) == rows - 1
+            demo.attrs["num_samples"] = rows
+            demo["actions"] = rng.uniform(-1, 1, (rows + extra, 7)) * scale
+            demo["rewards"], demo["dones"] = last.astype(float), last.astype(int)
+            demo["states"], demo["actions_abs"] = rng.normal(size=(rows, 32)), 3 * demo["actions"][()]
+            demo["obs/eef_pos"], demo["obs/agentview_image"] = states[:-1], np.zeros((rows, 8, 8, 3), np.uint8)
+            if successors:
+                demo["next_obs/eef_pos"] = states[1:] + off * rng.normal(size=(rows, 3))
+        file["mask/train"] = np.array([b"demo_1", b"demo_10"])
+    return path
+
+
+@pytest.mark.parametrize("options", [{}, {"off": 1e-5}, {"successors": False}])
+def test_a_robomimic_file_as_its_scripts_write_it_is_never_cut_inside(tmp_path: Path, options: dict[str, Any]) -> None:
+    """robomimic #48, #216, #38, mimicgen #6, robocasa #124."""
+    path = robosuite(tmp_path, **options)
+    keys: dict[str, Any] = {"observations": ["eef_pos"], "dones": "terminated"}
+    found = {e.id: (e.length, e.terminated) for e in read(path, card("robomimic", **keys))}
+    less = 0 if options.get("successors", True) else 1
+    assert found == {f"robot-{i:06d}": (10 + i - less, True) for i in (1, 2, 3, 10, 11)}
+    assert [e.id for e in read(path, card("robomimic", **keys, subset="train"))] == ["robot-000001", "robot-000010"]
+    assert len(list(read(path, card("robomimic", **keys, leave_out=["demo_10", 1])))) == 3
+    text, accepted = describe(str(path), tmp_path)
+    assert accepted
+    assert "episodes      5" in text
+
+
+def test_a_robomimic_file_with_too_many_or_too_large_actions_is_refused(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"observations": ["eef_pos"], "dones": "terminated"}
+    with pytest.raises(DataError, match="demo_1: actions: found 16 rows, expected 11 as in observations"):
+        read(robosuite(tmp_path, extra=5), card("robomimic", **keys))
+    with pytest.raises(DataError, match=r"actions: found .* outside"):
+        read(robosuite(tmp_path, scale=1.79), card("robomimic", **keys))
 
 
 def test_a_minari_episode_is_one_whatever_its_flags_say(tmp_path: Path) -> None:

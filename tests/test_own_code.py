@@ -77,6 +77,7 @@ def test_a_queued_experiment_runs_the_code_that_it_was_queued_with(
         "stages:\n  demonstrate:\n    cmd: python -m dynarep.stages.demonstrate\n    params: [evaluate]\n"
         "    deps: [stages/demonstrate.py]\n    outs: [artifacts/demonstrate]\n"
     )
+    shutil.copy(ROOT / ".dvcignore", copy)
     (copy / ".gitignore").write_text(".dynarep\nlogs\n__pycache__\n")
     user = {f"GIT_{role}_{key}": "a@b" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
     environment = {**user, "PYTHONPATH": str(package.parent), "DVC_NO_ANALYTICS": "1"}

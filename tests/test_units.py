@@ -62,7 +62,12 @@ def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
-    ("kind", "options"), [("contrastive", {"hidden": [16], "feature_dim": 8}), ("inverse", {"hidden": [16]})]
+    ("kind", "options"),
+    [
+        ("contrastive", {"hidden": [16], "feature_dim": 8}),
+        ("inverse", {"hidden": [16]}),
+        ("world_model", {"hidden": [16], "latent_dim": 8, "dynamics_hidden": [16]}),
+    ],
 )
 def test_encoders(tmp_path: Path, unit: str, kind: str, options: dict[str, Any]) -> None:
     one = encoder_of(tmp_path / "a", dataset(tmp_path / "one", -1.0, 1.0), kind, **options)
@@ -99,5 +104,35 @@ def test_learners(tmp_path: Path, kind: str) -> None:
         rewards = {e.id: e.rewards[None] for e in data.episodes} if "rewards" in LEARNERS[kind] else None
         policy, _ = learn(entry, data, data, encoder, rewards, run(tmp_path / f"{name}-run"))
         policies.append(policy)
+    for policy in policies[1:]:
+        assert_same(policies[0], policy)
+
+
+ACTING: dict[str, dict[str, Any]] = {
+    "sac": {"demonstrations": "none"},
+    "ngt": {"reward_hidden": [8, 8], "outputs": 4},
+    "dac": {"reward_hidden": [8]},
+    "pwil": {},
+}
+
+
+@pytest.mark.parametrize("kind", ACTING)
+def test_learners_that_act(tmp_path: Path, kind: str) -> None:
+    """The environment is in the same units as the demonstrations."""
+    policies = []
+    for unit in (1.0, 0.01, 180.0):
+        rng = np.random.default_rng(0)
+        states, actions = rng.normal(size=(21, 2)), unit * rng.uniform(-1, 1, (20, 1))
+        shown = Episode(
+            id="e", observations=states.astype(np.float32), actions=actions.astype(np.float32), rewards=None,
+            terminated=False, truncated=True,
+        )  # fmt: skip
+        folder = tmp_path / f"{unit}"
+        write_episodes(folder / "d", [shown], action_low=-unit, action_high=unit)
+        acts = {"env": "tests.line:Line-v0", "env_options": {"unit": unit}, "random_steps": 16, "capacity": 100}
+        given = {"kind": kind, "dataset": "none", "demonstrations": "d", "hidden": [16], **ACTING[kind]}
+        entry = parse_entry("learn", kind, {**given, "environment": acts, "training": {**TRAINING, "batch_size": 8}})
+        demonstrations = None if kind == "sac" else load_dataset(folder / "d")
+        policies.append(learn(entry, None, demonstrations, None, None, run(folder / "run"))[0])
     for policy in policies[1:]:
         assert_same(policies[0], policy)

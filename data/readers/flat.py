@@ -187,21 +187,17 @@ def check_expansion(where: str, claimed: int, stored: int) -> None:
         )
 
 
-def numbered(names: Iterable[str], stem: str, where: str) -> list[str]:
-    """Names ``<stem>0``, ``<stem>1``, ... in order; other names are left out.
+def numbered(names: Iterable[str], stem: str, where: str) -> dict[int, str]:
+    """Names ``<stem>0``, ``<stem>1``, ... by their numbers, in order; other names are left out.
 
     Raises:
-        DataError: if a number is missing, or written in another way, such as ``<stem>00``.
+        DataError: if a number is written in another way, such as ``<stem>00``.
     """
-    found = sorted(
-        (name for name in names if name[len(stem) :].isdecimal()), key=lambda name: (int(name[len(stem) :]), name)
-    )
-    for number, name in enumerate(found):
+    found = sorted((int(name[len(stem) :]), name) for name in names if name[len(stem) :].isdecimal())
+    for number, name in found:
         if name != f"{stem}{number}":
-            raise DataError(
-                f"{where}: found {name!r}, expected {stem}{number}: {stem}0, {stem}1, ... without a gap or another spelling"
-            )
-    return found
+            raise DataError(f"{where}: found {name!r}, expected {stem}{number}, without another spelling")
+    return dict(found)
 
 
 def joined(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:

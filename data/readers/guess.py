@@ -91,7 +91,7 @@ def _hdf5(path: Path) -> dict[str, Any]:
     with opened(path) as file:
         names = list(file)
         if "data" in names:
-            demo = demonstration(path, file, demonstrations(path, file)[0])
+            demo = demonstration(path, file, next(iter(demonstrations(path, file).values())))
             dones = {"dones": "truncated"} if "dones" in demo else {}
             return {"format": "robomimic", **_vectors(demo, "obs", array_names(demo), f"{path}: {demo.name}"), **dones}
         if "observations" in names:

@@ -28,7 +28,7 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
     """
     with opened(path) as file:
         names = demonstrations(path, file)
-        wanted = set(names)
+        wanted = set(names.values())
         if card.subset is not None:
             known = subsets(path, file)
             if card.subset not in known:
@@ -39,7 +39,7 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
             wanted = set(known[card.subset])
         return [
             whole(f"{path}: /data/{name}", name, partial(_columns, file, path, name, card), number)
-            for number, name in enumerate(names)
+            for number, name in names.items()
             if name in wanted
         ]
 
@@ -51,7 +51,7 @@ def subsets(path: Path, file: h5py.File) -> dict[str, list[str]]:
         DataError: if one names a demonstration that is not there.
     """
     masks = file.get("mask")
-    names = demonstrations(path, file)
+    names = list(demonstrations(path, file).values())
     found = {}
     for key in masks if isinstance(masks, h5py.Group) else ():
         values = masks.get(key)
@@ -66,11 +66,11 @@ def subsets(path: Path, file: h5py.File) -> dict[str, list[str]]:
     return found
 
 
-def demonstrations(path: Path, file: h5py.File) -> list[str]:
-    """Names of the groups ``data/demo_<i>`` in order.
+def demonstrations(path: Path, file: h5py.File) -> dict[int, str]:
+    """Names of the groups ``data/demo_<i>`` by their numbers, in order; robosuite counts from 1, and some may be deleted.
 
     Raises:
-        DataError: if there are none, one has another name, or a number is missing.
+        DataError: if there are none, or one has another name.
     """
     data = file.get("data")
     names = list(data) if isinstance(data, h5py.Group) else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from pathlib import Path
 
 COMMANDS = {
     "init": ("dynarep.init", (), "lay out a project for a recording: cards, params.yaml, dvc.yaml"),
@@ -33,7 +34,8 @@ def main() -> int:
         print(f"error: dynarep: found {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     module, first, _ = COMMANDS[name]
-    if module == "dvc":
+    if module == "dvc":  # whose stages call python, which has to be this one
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         os.execv(sys.executable, [sys.executable, "-m", module, *first, *rest])
     sys.argv = [f"dynarep {name}", *first, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynarep.data.prepare import Recording
     from dynarep.data.target import RecordingTarget
 
-WITHOUT_ENVIRONMENT = ("demonstrate", "evaluate", "report")
-"""Stages that play episodes, or show what was played."""
+HELD_OUT = 0.1
+"""Share of the episodes that policies are judged on where there is no environment."""
+
+MOST_HELD_OUT = 100
+"""Of them, at most."""
+
+FEWEST = 4
+"""Episodes of a recording from which some are held out; two are needed to learn from."""
+
+JUDGING = ("demonstrate", "evaluate", "report")
+"""Stages that say what policies are worth."""
 
 FILES = ("params.yaml", "dvc.yaml", "configs/datasets")
 """What a folder must not have."""
@@ -47,8 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    import yaml
-
     from dynarep.data.prepare import read_recording
     from dynarep.data.schema import DataError
 
@@ -58,30 +66,40 @@ def _run(options: argparse.Namespace) -> None:
             raise DataError(f"{folder / name}: is there; name another --folder")
     target = _recording(options.recording, folder)
     recording = read_recording(target.path, target.card)
-    env = options.env or recording.env
-    if all(word.isdecimal() for word in options.demonstrations):
-        shown = _numbered(target, [int(word) for word in options.demonstrations], folder)
+    env, acts = options.env or recording.env, recording.episodes[0].actions is not None
+    numbers = [int(word) for word in options.demonstrations if word.isdecimal()]
+    if len(numbers) == len(options.demonstrations):
+        shown = _part(target, recording, numbers, "demonstrations", folder)
     elif len(options.demonstrations) > 1:
         raise DataError(
             f"--demonstrations: found {options.demonstrations}, expected numbers of episodes or one recording"
         )
     else:
-        shown = _recording(options.demonstrations[0], folder)
+        numbers, shown = [], _recording(options.demonstrations[0], folder)
     if shown.name == target.name:
         shown = replace(shown, name=f"{target.name[:60]}-demonstrations")
+    made, held_out = [target, shown], None
+    if acts and env is None and (kept := _held_out(target, recording, numbers)):
+        held_out = _part(target, recording, kept, "held-out", folder)
+        made = [replace(target, values={**target.values, "leave_out": kept}), shown, held_out]
     cards = folder / "configs" / "datasets"
     cards.mkdir(parents=True)
-    for one in (target, shown):
+    for one in made:
         values = {**one.values, **({"env": env} if env else {})}
-        (cards / f"{one.name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    acts = recording.episodes[0].actions is not None
-    (folder / "params.yaml").write_text(_dumped(params(target.name, shown.name, env, acts=acts)))
-    sources = [one.values["path"] for one in (target, shown) if "path" in one.values]
-    (folder / "dvc.yaml").write_text(_dumped(stages(sources, acts=acts, plays=env is not None)))
+        (cards / f"{one.name}.yaml").write_text(_dumped(values))
+    judged = None if held_out is None else held_out.name
+    (folder / "params.yaml").write_text(_dumped(params(target.name, shown.name, env, acts=acts, held_out=judged)))
+    sources = [one.values["path"] for one in made if "path" in one.values]
+    judges = acts and (env is not None or judged is not None)
+    (folder / "dvc.yaml").write_text(_dumped(stages(sources, acts=acts, judges=judges)))
     (folder / ".gitignore").write_text("/artifacts/\n/.dynarep/\n/logs/\n")
-    print(f"{folder}: cards {target.name} and {shown.name}, params.yaml, dvc.yaml")
-    if env is None:
-        print("no environment is known, so policies are not played; --env names one")
+    print(f"{folder}: cards {', '.join(one.name for one in made)}; params.yaml, dvc.yaml")
+    if not acts:
+        print("the recording has no actions, so it is labelled, and no policy is learned")
+    elif judged is not None:
+        print(f"no environment is known (--env names one), so policies are judged on {judged}")
+    elif env is None:
+        print("no environment is known (--env names one) and no episode can be held out, so policies are not judged")
     print(f"next:  {'' if folder == Path() else f'cd {folder} && '}git init && dvc init && dynarep run")
 
 
@@ -95,21 +113,21 @@ def _recording(text: str, folder: Path) -> RecordingTarget:
     return found
 
 
-def _numbered(target: RecordingTarget, numbers: list[int], folder: Path) -> RecordingTarget:
+def _part(
+    target: RecordingTarget, recording: Recording, numbers: list[int], what: str, folder: Path
+) -> RecordingTarget:
     """Some episodes of a recording, written as a dataset of their own into the project."""
-    from dynarep.data.prepare import read_recording, write_episodes
+    from dynarep.data.prepare import write_episodes
     from dynarep.data.schema import DataError
     from dynarep.data.target import RecordingTarget
     from dynarep.data.writers import number_of
 
-    recording = read_recording(target.path, target.card)
     episodes = {number_of(episode.id): episode for episode in recording.episodes}
     if wrong := [number for number in numbers if number not in episodes]:
         raise DataError(
-            f"--demonstrations: found {wrong[0]}, expected numbers of episodes of {target.name}, {min(episodes)} to "
-            f"{max(episodes)}"
+            f"--{what}: found {wrong[0]}, expected numbers of episodes of {target.name}, {min(episodes)} to {max(episodes)}"
         )
-    name = f"{target.name[:60]}-demonstrations"
+    name = f"{target.name[:60]}-{what}"
     low, high = recording.bounds
     bounds: dict[str, Any] = {"action_low": list(low), "action_high": list(high)} if low else {}
     place = folder / "recordings" / name
@@ -118,17 +136,34 @@ def _numbered(target: RecordingTarget, numbers: list[int], folder: Path) -> Reco
     return RecordingTarget(name, values, place, [])
 
 
-def params(dataset: str, demonstrations: str, env: str | None, *, acts: bool) -> dict[str, Any]:
-    """Values of a params file: a metric in steps, progress in it, and policies that learn from it and read what actions control.
+def _held_out(target: RecordingTarget, recording: Recording, shown: list[int]) -> list[int]:
+    """Numbers of the episodes to judge policies on; none where too few would be left to learn from."""
+    from dynarep.data.card import FORMAT_KEYS
+    from dynarep.data.split import held_out_ids
+    from dynarep.data.writers import number_of
+
+    others = [episode.id for episode in recording.episodes if number_of(episode.id) not in shown]
+    few = len(recording.episodes) < FEWEST or len(others) < 2
+    if few or target.values["format"] not in FORMAT_KEYS["leave_out"]:
+        return []
+    share = min(HELD_OUT, MOST_HELD_OUT / len(others))
+    return sorted(map(number_of, held_out_ids(others, share, seed=0)))
+
+
+def params(
+    dataset: str, demonstrations: str, env: str | None, *, acts: bool, held_out: str | None = None
+) -> dict[str, Any]:
+    """Values of a params file: a metric in steps, a label by following in it, and policies that learn from it and read what actions control.
 
     Args:
         dataset: name of a card.
         demonstrations: name of another.
         env: Gymnasium id, None without an environment.
         acts: whether the dataset has actions, without which no policy is learned.
+        held_out: name of the dataset that policies are judged on where there is no environment; None: they are not.
     """
     inputs = {"dataset": dataset, "demonstrations": demonstrations}
-    cloning = {"hidden": [128, 128], "training": {"updates": 5000, "batch_size": 256}}
+    cloning = {"hidden": [128, 128], "layer_norm": True, "training": {"updates": 5000, "batch_size": 256}}
     values: dict[str, Any] = {
         "seed": 0,
         "replicas": 1,
@@ -140,7 +175,7 @@ def params(dataset: str, demonstrations: str, env: str | None, *, acts: bool) ->
                 "training": {"updates": 2000, "batch_size": 256},
             }
         },
-        "relabel": {"progress": {"kind": "progress", **inputs, "space": "metric"}},
+        "relabel": {"follow": {"kind": "follow", **inputs, "space": "metric"}},
     }
     if acts:
         values["pretrain"]["controlled"] = {
@@ -149,31 +184,43 @@ def params(dataset: str, demonstrations: str, env: str | None, *, acts: bool) ->
             "initial": "none",
             "training": {"updates": 3000, "batch_size": 256},
         }
-        learned = {**inputs, "encoder": "controlled", "rewards": "progress"}
+        learned = {**inputs, "encoder": "controlled", "rewards": "follow"}
         values["learn"] = {
             "weighted": {"kind": "weighted_bc", **learned, "gamma": 0, "temperature": 3, **cloning},
             "bc": {"kind": "bc", **inputs, "encoder": "none", "rewards": "none", **cloning},
             "random": {"kind": "random", **inputs, "encoder": "none", "rewards": "none"},
         }
+    motion = {"dataset": "none", "space": "none"}
     if acts and env is not None:
+        recording = {"dataset": "none", "rewards": "none"}
         values["evaluate"] = {
             "env": env,
             "episodes": 10,
             "demonstrations": demonstrations,
-            "motion": {"dataset": "none", "space": "none"},
-            "recording": {"dataset": "none", "rewards": "none"},
+            "motion": motion,
+            "recording": recording,
         }
+    elif acts and held_out is not None:
+        values["relabel"]["held_out"] = {**values["relabel"]["follow"], "dataset": held_out}
+        fitted_q = {"gamma": 0.98, "hidden": [128, 128], "training": {"updates": 3000}}
+        values["evaluate"] = {
+            "env": "none",
+            "demonstrations": "none",
+            "motion": motion,
+            "recording": {"dataset": held_out, "rewards": "held_out", "fitted_q": fitted_q},
+        }
+    if "evaluate" in values:
         values["report"] = {"compare": None}
     return values
 
 
-def stages(sources: list[str], *, acts: bool, plays: bool) -> dict[str, Any]:
+def stages(sources: list[str], *, acts: bool, judges: bool) -> dict[str, Any]:
     """Values of a dvc.yaml.
 
     Args:
         sources: recordings that the cards name by their paths.
         acts: whether policies are learned.
-        plays: whether they are played.
+        judges: whether the project says what they are worth.
     """
     import importlib.resources
 
@@ -182,7 +229,7 @@ def stages(sources: list[str], *, acts: bool, plays: bool) -> dict[str, Any]:
     template = importlib.resources.files("dynarep.configs") / "project" / "dvc.yaml"
     values: dict[str, Any] = yaml.safe_load(template.read_text())
     values["stages"]["prepare"]["deps"] += sources
-    gone = () if acts and plays else WITHOUT_ENVIRONMENT if acts else ("learn", *WITHOUT_ENVIRONMENT)
+    gone = () if judges else JUDGING if acts else ("learn", *JUDGING)
     for name in gone:
         del values["stages"][name]
     if gone:
