@@ -181,7 +181,7 @@ def test_init_lays_out_a_project_whose_parts_fit(
     assert {entry.kind for entry in entries} == {
         "temporal_metric",
         "inverse",
-        "progress",
+        "follow",
         "weighted_bc",
         "bc",
         "random",
