@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from dynarep.pipeline.report.maps import Frame, coloured_map
 from dynarep.pipeline.report.plots import BLUE, GREY, ORANGE, canvas, svg
 from dynarep.pipeline.report.scores import named
 from dynarep.pipeline.tables import number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 REFERENCES = {"raw": ("raw states", ORANGE, "-."), "standardised": ("standardised states", GREY, ":")}
 """Curves that stand beside those of an encoder's own spaces."""
@@ -93,9 +96,27 @@ def read_distances(artifacts: Artifacts, name: str) -> dict[str, dict[str, NDArr
     }
 
 
-def _distance(artifacts: Artifacts, name: str) -> str:
+def _log_scales(axes: Axes) -> None:
+    """Both axes logarithmic, with ticks that read as numbers."""
     from matplotlib.ticker import LogLocator, NullLocator
 
+    for set_scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+
+
+def _series(artifacts: Artifacts, name: str, table: str, *columns: str) -> list[NDArray[np.float64]]:
+    """Columns of a table of numbers beside an encoder, which has rows."""
+    path = artifacts.folder("pretrain", name) / table
+    rows = read_table(path, *columns)
+    if not rows[columns[0]]:
+        raise ReportError(f"{path}: no rows")
+    return [numbers(path, column, rows[column]) for column in columns]
+
+
+def _distance(artifacts: Artifacts, name: str) -> str:
     distances = read_distances(artifacts, name)
     drawn = canvas(4.0, 3.0)
     axes = drawn.subplots()
@@ -107,11 +128,7 @@ def _distance(artifacts: Artifacts, name: str) -> str:
         described.append(f"{label} reaches {values['mean'][-1]:.3g} at k = {values['k'][-1]:.0f}")
     longest = max(values["k"][-1] for values in distances.values())
     axes.plot([1, longest], [1, longest], color=GREY, linestyle="--", linewidth=1, label="proportional to k")
-    for set_scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
-        set_scale("log")
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
+    _log_scales(axes)
     axes.set_xlabel("steps apart, k")
     axes.set_ylabel("relative squared distance")
     axes.legend()
@@ -124,18 +141,13 @@ def _distance(artifacts: Artifacts, name: str) -> str:
 
 def _model_error(artifacts: Artifacts, name: str) -> str:
     """Error of a world model against the number of steps it looks ahead."""
-    path = artifacts.folder("pretrain", name) / "model_error.tsv"
-    rows = read_table(path, "k", "error", "staying")
-    if not rows["k"]:
-        raise ReportError(f"{path}: no rows")
-    steps, error, staying = (numbers(path, column, rows[column]) for column in ("k", "error", "staying"))
+    steps, error, staying = _series(artifacts, name, "model_error.tsv", "k", "error", "staying")
     drawn = canvas(4.0, 3.0)
     axes = drawn.subplots()
     axes.plot(steps, error, color=BLUE, marker=".", label="model")
     axes.plot(steps, staying, color=ORANGE, linestyle="-.", label="no change")
     axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1, label="mean latent")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _log_scales(axes)
     axes.set_xlabel("steps ahead, k")
     axes.set_ylabel("squared error / variance")
     axes.legend()
@@ -148,11 +160,7 @@ def _model_error(artifacts: Artifacts, name: str) -> str:
 
 def _value(artifacts: Artifacts, name: str) -> str:
     """What a goal-conditioned value says of a number of steps."""
-    path = artifacts.folder("pretrain", name) / "value.tsv"
-    rows = read_table(path, "k", "value", "ideal")
-    if not rows["k"]:
-        raise ReportError(f"{path}: no rows")
-    steps, value, ideal = (numbers(path, column, rows[column]) for column in ("k", "value", "ideal"))
+    steps, value, ideal = _series(artifacts, name, "value.tsv", "k", "value", "ideal")
     drawn = canvas(4.0, 3.0)
     axes = drawn.subplots()
     axes.plot(steps, value, color=BLUE, marker=".", label=f"{name}: -V")
