@@ -153,7 +153,7 @@ def _held_out(target: RecordingTarget, recording: Recording, shown: list[int]) -
 def params(
     dataset: str, demonstrations: str, env: str | None, *, acts: bool, held_out: str | None = None
 ) -> dict[str, Any]:
-    """Values of a params file: a metric in steps, a label by following in it, and policies that learn from it and read what actions control.
+    """Values of a params file: a metric in steps, a label by following in it, and policies that read what actions control.
 
     Args:
         dataset: name of a card.
