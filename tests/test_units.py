@@ -62,7 +62,12 @@ def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(
-    ("kind", "options"), [("contrastive", {"hidden": [16], "feature_dim": 8}), ("inverse", {"hidden": [16]})]
+    ("kind", "options"),
+    [
+        ("contrastive", {"hidden": [16], "feature_dim": 8}),
+        ("fourier", {"hidden": [16], "feature_dim": 8}),
+        ("inverse", {"hidden": [16]}),
+    ],
 )
 def test_encoders(tmp_path: Path, unit: str, kind: str, options: dict[str, Any]) -> None:
     one = encoder_of(tmp_path / "a", dataset(tmp_path / "one", -1.0, 1.0), kind, **options)
