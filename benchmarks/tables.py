@@ -357,7 +357,8 @@ def refreshed(text: str) -> str:
         elif match["kind"] == "grid":
             table = grid(read_cells(first), rest)
         elif match["kind"] == "distances":
-            table = distances_table(first, json.loads((RESULTS / "distances.json").read_text())[first])
+            measured = json.loads((RESULTS / "distances.json").read_text()).get(first)
+            table = distances_table(first, measured) if measured else "Not measured yet."
         elif match["kind"] == "matrix":
             table = matrix(read_cells(first), rest[0])
         elif match["kind"] == "throughput":

@@ -65,6 +65,7 @@ def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
     ("kind", "options"),
     [
         ("contrastive", {"hidden": [16], "feature_dim": 8}),
+        ("fourier", {"hidden": [16], "feature_dim": 8}),
         ("inverse", {"hidden": [16]}),
         ("world_model", {"hidden": [16], "latent_dim": 8, "dynamics_hidden": [16]}),
     ],

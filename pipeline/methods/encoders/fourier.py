@@ -78,7 +78,8 @@ class FourierArchitecture:
 def fourier_features(x: Tensor, frequencies: Tensor) -> Tensor:
     """sqrt(2 / k) (cos w x, sin w x), of length 1: (R or 1, B, d), (R, d, k / 2) -> (R, B, k)."""
     phase = x @ frequencies
-    return torch.cat([phase.cos(), phase.sin()], -1) * frequencies.shape[-1] ** -0.5
+    features: Tensor = torch.cat([phase.cos(), phase.sin()], -1) * frequencies.shape[-1] ** -0.5
+    return features
 
 
 def least_squares(phi: Tensor, following: Tensor, noise: Tensor, ridge: float) -> Tensor:
@@ -104,7 +105,8 @@ def least_squares(phi: Tensor, following: Tensor, noise: Tensor, ridge: float) -
         return moment + ridge * size * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
     left = torch.linalg.solve(second_moment(noise), cross)
-    return torch.linalg.solve(second_moment(phi), left.mT).mT.float()
+    weights: Tensor = torch.linalg.solve(second_moment(phi), left.mT).mT
+    return weights.float()
 
 
 class FourierEncoder(Factorisation):
