@@ -314,7 +314,7 @@ def test_scores_of_no_policy_or_of_different_environments(tmp_path: Path) -> Non
 def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
     folder = add_policy(tmp_path, "iql", "iql")
     assert cards_behind(folder, tmp_path) == []
-    (folder / "metadata.json").write_text(json.dumps({"datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
+    (folder / "metadata.json").write_text(json.dumps({"kind": "bc", "datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
     cards = {"mix": {"mix": ["maze"]}, "maze": {"dataset": "antmaze-umaze-v2", "format": "d4rl"}}
     (tmp_path / "shards" / "mix").mkdir(parents=True)
     (tmp_path / "shards" / "mix" / "index.json").write_text(

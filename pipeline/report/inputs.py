@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load
 
-from dynarep.configs.params import open_file, read_file
+from dynarep.configs.params import read_file
+from dynarep.data.readers.arrays import opened_archive
+from dynarep.data.schema import DataError
+from dynarep.data.shards import first_episode, open_dataset
 from dynarep.pipeline import stored
 from dynarep.pipeline.playing.scores import normalised_score, ranking
 from dynarep.pipeline.playing.summary import (
@@ -119,15 +120,15 @@ def numbers(path: Path, column: str, texts: Iterable[str]) -> NDArray[np.float64
 
 def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     """Arrays of an npz file, among them ``names``: texts, and numbers, finite but for a ``return`` that nobody recorded."""
+    if not path.exists():
+        raise MissingInputError(path)
     try:
-        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+        with opened_archive(path) as archive:
             arrays = dict(archive)
-    except FileNotFoundError:
-        raise MissingInputError(path) from None
-    except (
-        Exception
-    ) as error:  # ValueError, OSError, BadZipFile, EOFError, TypeError of a lone array, ... by the damage
-        raise ReportError(f"{path}: not a readable npz file: {error}") from None
+    except DataError as error:
+        raise ReportError(str(error)) from None
+    except Exception as error:  # ValueError, OSError, BadZipFile, zlib.error, ... by the damage
+        raise ReportError(f"{path}: cannot be read, the file may be truncated or damaged: {error}") from None
     missing = set(names) - set(arrays)
     if missing:
         raise ReportError(f"{path}: no array {min(missing)!r}; found {', '.join(arrays)}")
@@ -211,21 +212,18 @@ class Artifacts:
 
         Raises:
             MissingInputError: if they do not lie here.
+            ReportError: if the dataset is damaged.
         """
-        index = self.root / "shards" / dataset / "index.json"
-        shards = read_json(index).get("shards") or [{}]
-        path = index.parent / str(shards[0].get("file", "shard-000000.tar"))
+        folder = self.root / "shards" / dataset
+        if not (folder / "index.json").exists():
+            raise MissingInputError(folder / "index.json")
         try:
-            with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
-                for member in shard:
-                    content = shard.extractfile(member)
-                    if content is not None and member.name.endswith(".safetensors"):
-                        return np.asarray(load(content.read())["observations"], np.float32)
-        except FileNotFoundError:
-            raise MissingInputError(path) from None
-        except Exception as error:  # TarError, SafetensorError, KeyError, OSError, ... by the damage
-            raise ReportError(f"{path}: not a shard of episodes: {error}") from None
-        raise ReportError(f"{path}: holds no episode")
+            found = open_dataset(folder)
+            if not isinstance(found.location, Path):
+                raise MissingInputError(folder / found.shards[0].file)
+            return first_episode(found).observations
+        except DataError as error:
+            raise ReportError(str(error)) from None
 
     def relative(self, path: Path) -> str:
         """How the page names a file."""

@@ -33,7 +33,7 @@ def spaces_section(artifacts: Artifacts) -> str:
     if not names:
         raise MissingInputError(artifacts.root / "pretrain" / "*" / "metadata.json")
     files = ("distance.tsv", "latents.npz")
-    shown = [name for name in names if any((artifacts.folder("pretrain", name) / file).is_file() for file in files)]
+    shown = [name for name in names if any((artifacts.folder("pretrain", name) / file).exists() for file in files)]
     rest = [named(name, artifacts.kind("pretrain", name)) for name in names if name not in shown]
     html = "".join(_space(artifacts, name) for name in shown)
     if rest:
@@ -46,7 +46,7 @@ def spaces_section(artifacts: Artifacts) -> str:
 def _space(artifacts: Artifacts, name: str) -> str:
     title = named(name, artifacts.kind("pretrain", name))
     parts = or_missing(_distance, artifacts, name) + or_missing(_maps, artifacts, name)
-    if (artifacts.folder("pretrain", name) / "model_error.tsv").is_file():
+    if (artifacts.folder("pretrain", name) / "model_error.tsv").exists():
         parts += _model_error(artifacts, name)
     return f'<h3>{escape(title)}</h3>\n<div class="panels">{parts}</div>\n'
 

@@ -30,7 +30,7 @@ def rollouts_section(artifacts: Artifacts, scored: Scored) -> str:
     found = [
         _Film(name, folder, _read(folder / "clip.json"))
         for name, folder in folders.items()
-        if (folder / "clip.json").is_file()
+        if (folder / "clip.json").exists()
     ]
     if not found:
         return note("no films: the evaluation was asked for none; evaluate.clips: {} in params.yaml asks for some")
