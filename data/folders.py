@@ -109,7 +109,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover)
     new.mkdir()
     try:
-        with _disk_errors_named(path):
+        with disk_errors_named(path):
             yield new
             for entry in (*new.rglob("*"), new):
                 _flush(entry)
@@ -135,7 +135,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     try:
-        with _disk_errors_named(path):
+        with disk_errors_named(path):
             yield new
             _flush(new)
             new.replace(path)
@@ -145,7 +145,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors_named(path: Path) -> Iterator[None]:
+def disk_errors_named(path: Path) -> Iterator[None]:
     """Have an error of the disk that names no file name ``path``."""
     try:
         yield

@@ -357,6 +357,14 @@ class _IndexedShard:
     steps: list[Annotated[int, Field(ge=1)]]
 
 
+@schema(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class _Provenance:
+    cards: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sources: dict[str, str] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    terminals_inside: int = Field(0, ge=0)
+
+
 @schema(frozen=True, kw_only=True, config=_STRICT)
 class _Index:
     """``index.json``, see ``docs/data-format.md``."""
@@ -370,7 +378,7 @@ class _Index:
     statistics: dict[str, list[_Finite]]
     returns: list[_Finite] | None
     shards: list[_IndexedShard] = Field(min_length=1)
-    provenance: dict[str, Any]
+    provenance: _Provenance
     location: str = Field(".", min_length=1)
 
 

@@ -156,15 +156,23 @@ class Stage:
 
     def dataset(self, name: str) -> Dataset:
         """A prepared dataset."""
-        from dynarep.data.shards import load_dataset
+        from dynarep.data.shards import load_shards
 
-        return load_dataset(self.shards / name)
+        return load_shards(self.sharded_dataset(name))
 
     def sharded_dataset(self, name: str) -> ShardedDataset:
-        """A prepared dataset of which only the index is read."""
+        """A prepared dataset of which only the index is read.
+
+        Raises:
+            DataError: if it is not usable, or is that of another card.
+        """
+        from dynarep.data.schema import DataError
         from dynarep.data.shards import open_dataset
 
-        return open_dataset(self.shards / name)
+        found = open_dataset(self.shards / name)
+        if found.name != name:
+            raise DataError(f"{self.shards / name / 'index.json'}: name: found {found.name!r}, expected {name!r}")
+        return found
 
     def encoder(self, name: str, key: str, observation_dim: int | None) -> Encoder | None:
         """The encoder of an entry of ``pretrain``; None for ``none``.

@@ -34,7 +34,7 @@ class Played:
     """
 
     returns: list[Annotated[list[Finite], Field(min_length=1)]] | None = Field(default=None, min_length=1)
-    lengths: list[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]] | None = None
+    lengths: list[list[Annotated[int, Field(ge=1)]]] | None = None
     successes: Table | None = None
     distances: Table | None = None
     errors: Table | None = None
@@ -128,15 +128,15 @@ class Demonstrations:
     """``metrics.json`` of the demonstrations."""
 
     dataset: Name
-    returns: list[Finite] | None
+    returns: list[Finite] | None = Field(min_length=1)
 
 
 @_stored
 class Config:
     """``config.json`` of a model."""
 
-    kind: str | None = None
-    sha256: str | None = None
+    kind: str
+    sha256: str
 
 
 @_stored
@@ -150,7 +150,7 @@ class IndexedShard:
 class Provenance:
     """What a dataset was made from."""
 
-    cards: dict[str, dict[str, Any]]
+    cards: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 @_stored

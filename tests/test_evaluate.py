@@ -318,7 +318,15 @@ def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
     cards = {"mix": {"mix": ["maze"]}, "maze": {"dataset": "antmaze-umaze-v2", "format": "d4rl"}}
     (tmp_path / "shards" / "mix").mkdir(parents=True)
     (tmp_path / "shards" / "mix" / "index.json").write_text(
-        json.dumps({"transitions": 1, "shards": [{}], "provenance": {"cards": cards}})
+        json.dumps(
+            {
+                "transitions": 1,
+                "shards": [{"episodes": ["a"]}],
+                "env": None,
+                "returns": None,
+                "provenance": {"cards": cards},
+            }
+        )
     )
     found = cards_behind(folder, tmp_path)
     assert found == list(cards.values())

@@ -248,6 +248,21 @@ def test_an_index_that_is_nowhere_is_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [{"cards": [1]}, {"sources": 5}, {"left_out": 5}, {"terminals_inside": "x"}, []])
+def test_where_a_dataset_comes_from_has_a_form(tmp_path: Path, wrong: Any) -> None:
+    index = json.loads((GOLDEN / "datasets-v3" / "golden" / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "provenance": wrong}))
+    with pytest.raises(DataError, match=r"index\.json: provenance.*: found "):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("read", [Stage.dataset, Stage.sharded_dataset])
+def test_a_dataset_in_the_folder_of_another_is_refused(tmp_path: Path, read: Callable[[Stage, str], object]) -> None:
+    shutil.copytree(GOLDEN / "datasets-v3" / "golden", tmp_path / "artifacts" / "shards" / "other")
+    with pytest.raises(DataError, match=r"other/index\.json: name: found 'golden', expected 'other'"):
+        read(Stage("pretrain", tmp_path / "params.yaml", "e"), "other")
+
+
 @pytest.mark.parametrize("make", [fifo, device, Path.mkdir])
 def test_a_checkpoint_or_seal_that_is_no_file_does_not_hang(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "a.ckpt"
@@ -317,6 +332,9 @@ def test_returns_are_read(tmp_path: Path) -> None:
         ("metadata.json", {**METADATA, "datasets": "x"}, "datasets: found 'x'"),
         ("metadata.json", {**METADATA, "saw": {"a": 5}}, r"saw\.a: found 5"),
         ("demonstrate/metrics.json", {}, "no 'dataset'"),
+        ("demonstrate/metrics.json", {"dataset": "x", "returns": []}, "returns: found "),
+        ("config.json", {}, "no 'kind'"),
+        ("returns.json", {**RETURNS, "policies": {"bc": {**PLAYED, "lengths": [[1.5, 1], [1, 1]]}}}, "found 1.5"),
         ("demonstrate/metrics.json", {"dataset": "x", "returns": [None]}, r"returns\.0: found None"),
         ("metrics.json", {"spearman_true_return": "1"}, "spearman_true_return: found '1'"),
         ("index.json", {**INDEX, "transitions": -1}, "transitions: found -1"),
@@ -373,6 +391,16 @@ def test_an_input_of_the_report_that_is_no_file_is_not_taken_for_missing(
             build_report(ReportConfig(), tmp_path)
         (tmp_path / file).rmdir() if make is Path.mkdir else (tmp_path / file).unlink()
         (tmp_path / "aside").rename(tmp_path / file)
+
+
+def test_a_film_has_the_frames_that_its_picture_shows(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "evaluate" / "bc" / "clip.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "frames": 1000}))
+    with pytest.raises(
+        ReportError, match=r"evaluate/bc/clip\.json: frames: found 1000, expected as many as bc\.webp shows"
+    ):
+        build_report(ReportConfig(), tmp_path)
 
 
 def write_card(folder: Path, name: str = "x", **values: Any) -> Path:

@@ -104,6 +104,11 @@ def _or_missing(artifacts: Artifacts, film: _Film, score: str, episode: tuple[fl
 def _film(film: _Film, score: str, episode: tuple[float, int] | None) -> str:
     clip = film.facts
     content, (width, height) = _strip(film.folder / str(clip["file"]))
+    if height % clip["frames"]:
+        raise ReportError(
+            f"{film.folder / 'clip.json'}: frames: found {clip['frames']}, expected as many as {clip['file']} shows in "
+            f"{height} rows"
+        )
     frame = f"aspect-ratio:{width}/{height / clip['frames']:g}"
     shown = f"{'all' if clip['ended'] else 'first'} {count(clip['steps'], 'step')} shown"
     shown += "" if clip["reward"] is None else f", return {clip['reward']:,.0f}"
