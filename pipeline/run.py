@@ -156,23 +156,15 @@ class Stage:
 
     def dataset(self, name: str) -> Dataset:
         """A prepared dataset."""
-        from dynarep.data.shards import load_shards
+        from dynarep.data.shards import load_dataset
 
-        return load_shards(self.sharded_dataset(name))
+        return load_dataset(self.shards / name)
 
     def sharded_dataset(self, name: str) -> ShardedDataset:
-        """A prepared dataset of which only the index is read.
-
-        Raises:
-            DataError: if it is not usable, or is that of another card.
-        """
-        from dynarep.data.schema import DataError
+        """A prepared dataset of which only the index is read."""
         from dynarep.data.shards import open_dataset
 
-        found = open_dataset(self.shards / name)
-        if found.name != name:
-            raise DataError(f"{self.shards / name / 'index.json'}: name: found {found.name!r}, expected {name!r}")
-        return found
+        return open_dataset(self.shards / name)
 
     def encoder(self, name: str, key: str, observation_dim: int | None) -> Encoder | None:
         """The encoder of an entry of ``pretrain``; None for ``none``.

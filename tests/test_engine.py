@@ -521,8 +521,8 @@ def test_training_config() -> None:
 
 
 def test_write_table(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.tsv", [{"k": 1, "space": "psi"}, {"k": 2, "space": "raw"}])
-    assert (tmp_path / "t.tsv").read_bytes() == b"k\tspace\n1\tpsi\n2\traw\n"
+    write_table(tmp_path / "t.tsv", [{"k": 1, "space": "psi"}, {"k": math.nan, "space": "raw"}])
+    assert (tmp_path / "t.tsv").read_bytes() == b"k\tspace\n1\tpsi\n\traw\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares two runs on the CPU to the bit")

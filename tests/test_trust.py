@@ -256,13 +256,6 @@ def test_where_a_dataset_comes_from_has_a_form(tmp_path: Path, wrong: Any) -> No
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("read", [Stage.dataset, Stage.sharded_dataset])
-def test_a_dataset_in_the_folder_of_another_is_refused(tmp_path: Path, read: Callable[[Stage, str], object]) -> None:
-    shutil.copytree(GOLDEN / "datasets-v3" / "golden", tmp_path / "artifacts" / "shards" / "other")
-    with pytest.raises(DataError, match=r"other/index\.json: name: found 'golden', expected 'other'"):
-        read(Stage("pretrain", tmp_path / "params.yaml", "e"), "other")
-
-
 @pytest.mark.parametrize("make", [fifo, device, Path.mkdir])
 def test_a_checkpoint_or_seal_that_is_no_file_does_not_hang(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "a.ckpt"

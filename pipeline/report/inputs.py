@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,18 +104,24 @@ def read_table(path: Path, *columns: str) -> dict[str, list[str]]:
     missing = [column for column in columns if column not in header]
     if missing:
         raise ReportError(f"{path}: no column {missing[0]!r}; found {', '.join(header) or 'nothing'}")
+    if not rows:
+        raise ReportError(f"{path}: found no rows, expected some below the header")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise ReportError(f"{path}, line {number}: {len(row)} fields, expected {len(header)}")
     return {column: [row[i] for row in rows] for i, column in enumerate(header)}
 
 
-def numbers(path: Path, column: str, texts: Iterable[str]) -> NDArray[np.float64]:
-    """The column as numbers; an empty field is NaN."""
+def numbers(path: Path, column: str, texts: Sequence[str]) -> NDArray[np.float64]:
+    """The column as finite numbers; an empty field is NaN."""
     try:
-        return np.array([float(text) if text else math.nan for text in texts])
+        found = np.array([float(text or "nan") for text in texts])
     except ValueError as error:
         raise ReportError(f"{path}, column {column!r}: {error}") from None
+    for text, number in zip(texts, found, strict=True):
+        if text and not math.isfinite(number):
+            raise ReportError(f"{path}, column {column!r}: found {text}, expected finite numbers")
+    return found
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:

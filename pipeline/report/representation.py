@@ -58,8 +58,6 @@ def read_distances(artifacts: Artifacts, name: str) -> dict[str, dict[str, NDArr
     rows = read_table(path, "space", *columns)
     values = {column: numbers(path, column, rows[column]) for column in columns}
     spaces = np.array(rows["space"])
-    if not len(spaces):
-        raise ReportError(f"{path}: no rows")
     order = np.argsort(values["k"], kind="stable")
     return {
         str(space): {column: values[column][order][spaces[order] == space] for column in columns}
@@ -100,8 +98,6 @@ def _model_error(artifacts: Artifacts, name: str) -> str:
     """Error of a world model against the number of steps it looks ahead."""
     path = artifacts.folder("pretrain", name) / "model_error.tsv"
     rows = read_table(path, "k", "error", "staying")
-    if not rows["k"]:
-        raise ReportError(f"{path}: no rows")
     steps, error, staying = (numbers(path, column, rows[column]) for column in ("k", "error", "staying"))
     drawn = canvas(4.0, 3.0)
     axes = drawn.subplots()
