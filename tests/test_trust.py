@@ -324,7 +324,7 @@ def test_returns_are_read(tmp_path: Path) -> None:
         ("metadata.json", {**METADATA, "params": {"learn": []}}, r"params\.learn: found \[\], expected a map"),
         ("metadata.json", {**METADATA, "datasets": "x"}, "datasets: found 'x'"),
         ("metadata.json", {**METADATA, "saw": {"a": 5}}, r"saw\.a: found 5"),
-        ("demonstrate/metrics.json", {}, "no 'dataset'"),
+        ("demonstrate/metrics.json", {"returns": None}, "no 'dataset'"),
         ("demonstrate/metrics.json", {"dataset": "x", "returns": []}, "returns: found "),
         ("config.json", {}, "no 'kind'"),
         ("returns.json", {**RETURNS, "policies": {"bc": {**PLAYED, "lengths": [[1.5, 1], [1, 1]]}}}, "found 1.5"),
