@@ -24,10 +24,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 __all__ = [
+    "ENVIRONMENT",
     "LARGEST_NUMBER",
     "MOST_LAYERS",
     "MOST_REPLICAS",
     "NAME",
+    "EnvironmentId",
     "Field",
     "Name",
     "ParamsError",
@@ -60,6 +62,9 @@ Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=LARGEST_NUMBER)], ...], F
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 """Names that become files or folders; in a tar a dot would start the suffix."""
 Name = Annotated[str, Field(pattern=f"^(?:{NAME.pattern})$")]
+ENVIRONMENT = re.compile(r"[A-Za-z0-9_:./-]{1,200}")
+"""Ids of Gymnasium environments, with the module that registers one and a namespace, if there are any."""
+EnvironmentId = Annotated[str, Field(pattern=f"^(?:{ENVIRONMENT.pattern})$")]
 
 
 class ParamsError(ValueError):

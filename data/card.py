@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dynarep.configs.params import NAME, ParamsError, read_yaml
+from dynarep.configs.params import NAME, EnvironmentId, ParamsError, read_yaml
 from dynarep.data.schema import DataError
 
 MOST_NOISE = 1 << 16
@@ -94,7 +94,9 @@ class DatasetCard:
             ``robomimic`` (HDF5),
             ``minari``, ``lerobot`` or ``prepared`` (folders).
         mirrors: other URLs of a D4RL dataset, tried in order after the official one.
-        sha256: of a D4RL dataset's file, in hexadecimal; another content is refused.
+        sha256: of the source, in hexadecimal; another content is refused. Of a recording's file; of a folder, that of the
+            lines which ``sha256sum`` prints for the files that are read, by their sorted paths in it; of ``shards`` that of
+            ``index.json``.
         observations: arrays that make up an observation, side by side in this order; ``robomimic`` and dictionaries in
             ``minari`` need it, ``lerobot`` takes ``observation.state`` by default.
         subset: a filter key of ``robomimic``, ``train`` for ``mask/train``; only its demonstrations are read.
@@ -134,7 +136,7 @@ class DatasetCard:
     shards: str | None = Field(None, min_length=1)
     mix: tuple[Annotated[Member, BeforeValidator(_member)], ...] | None = Field(None, min_length=1)
     base: str | None = Field(None, alias="from")
-    env: str | None = None
+    env: EnvironmentId | None = None
     max_return: float | None = Field(None, allow_inf_nan=False)
     top: int | None = Field(None, gt=0)
     noise: Noise | None = None
@@ -170,6 +172,11 @@ class DatasetCard:
                 raise ValueError(f"{key}: only for format {' and '.join(formats)}, this card has {self.format}")
         if self.stride is None and self.stride_offset is not None:
             raise ValueError(f"stride_offset: found {self.stride_offset!r} without stride, expected both")
+        if self.members and self.sha256 is not None:
+            raise ValueError(f"sha256: only for a source of its own, this card has {given[0]}")
+        names = [member.name for member in self.members]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"mix: found {twice[0]} {names.count(twice[0])} times, expected each card once")
         if self.dataset is None and self.mirrors is not None:
             raise ValueError("mirrors: only for a dataset given by name, this card has path")
 

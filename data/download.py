@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from hashlib import file_digest
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -16,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from dynarep.configs.params import read_file
-from dynarep.data.folders import DISK
+from dynarep.data.folders import DISK, digest_of
 from dynarep.data.schema import DataError
 
 ATTEMPTS = 4
@@ -26,6 +25,8 @@ PAUSE = 1.0
 TIMEOUT = 60.0
 """Seconds without a byte after which a connection counts as lost."""
 CHUNK = 1 << 16
+NOTE_BYTES = 1 << 16
+"""Largest note beside a part that is read."""
 LARGEST = 100_000_000_000
 """Most bytes of a file."""
 SLOWEST = 1000.0
@@ -99,7 +100,7 @@ def _download(urls: Sequence[str], path: Path, name: str, check: Callable[[Path]
             except (_LostError, _RefusedError) as error:
                 problems.append(f"{url}: {error}")
             else:
-                _record(path, expected or _digest(part))
+                _record(path, expected or digest_of(part))
                 part.replace(path)
                 _note(part).unlink()
                 return
@@ -134,21 +135,9 @@ def _record(path: Path, digest: str) -> None:
     new.replace(_record_of(path))
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def _digest_of(path: Path, mark: tuple[int, ...]) -> str:
-    """The SHA-256 of a file, once for each state of it."""
-    return _digest(path)
-
-
 def _compare(path: Path, name: str) -> None:
     """A file is the one that was downloaded; one from before there were records becomes it."""
-    state = path.stat()
-    found = _digest_of(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+    found = digest_of(path)
     expected = _recorded(path)
     if expected is None:
         _record(path, found)
@@ -272,7 +261,7 @@ def _size(response: HTTPResponse, start: int) -> int | None:
 def _resumable(url: str, part: Path) -> str | None:
     """The server's mark of the version that ``part`` is the beginning of, None if it is of no use."""
     try:
-        note = json.loads(_note(part).read_text())
+        note = json.loads(read_file(_note(part), NOTE_BYTES))
     except (OSError, ValueError):
         return None
     known = isinstance(note, dict) and part.is_file() and note.get("url") == url

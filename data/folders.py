@@ -9,10 +9,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from dynarep.configs.params import read_file
+from dynarep.configs.params import open_file, read_file
 from dynarep.data.schema import DataError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -29,6 +31,25 @@ def read_content(path: Path, limit: int) -> bytes:
         return read_file(path, limit)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a regular file in hexadecimal, computed once for each state of the file.
+
+    Raises:
+        OSError: if there is none, or it is empty or something else; the error names the file.
+    """
+    with open_file(path) as file:
+        state = os.fstat(file.fileno())
+    if not state.st_size:  # files of /proc are, and have no end
+        raise OSError(errno.EINVAL, "found an empty file", str(path))
+    return _digest_of(path, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@cache
+def _digest_of(path: Path, state: tuple[int, ...]) -> str:
+    with open_file(path) as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def parse_json(content: bytes | str, where: Path | str) -> Any:
@@ -88,17 +109,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover)
     new.mkdir()
     try:
-        yield new
-        for entry in (*new.rglob("*"), new):
-            _flush(entry)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        _flush(path.parent)
-    except OSError as error:
-        if error.filename is None and error.errno in DISK:
-            error.filename = str(path)
-        raise
+        with disk_errors_named(path):
+            yield new
+            for entry in (*new.rglob("*"), new):
+                _flush(entry)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+            _flush(path.parent)
     finally:
         if not path.exists() and old.exists():
             old.rename(path)
@@ -117,16 +135,24 @@ def whole_file(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     try:
-        yield new
-        _flush(new)
-        new.replace(path)
-        _flush(path.parent)
+        with disk_errors_named(path):
+            yield new
+            _flush(new)
+            new.replace(path)
+            _flush(path.parent)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Have an error of the disk that names no file name ``path``."""
+    try:
+        yield
     except OSError as error:
         if error.filename is None and error.errno in DISK:
             error.filename = str(path)
         raise
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -7,16 +7,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dynarep.configs.params import open_file, read_file
+from dynarep.configs.params import read_file
 from dynarep.data.card import DatasetCard, Member, Noise, load_card, make_card
-from dynarep.data.folders import whole_folder
+from dynarep.data.folders import digest_of, whole_folder
 from dynarep.data.noise import draw_noise, episode_generator
 from dynarep.data.parallel import IN_PROCESS, ClusterConfig, ClusterError, map_shards
 from dynarep.data.readers import environment, locate, module, read, source_files
@@ -65,25 +65,18 @@ def prepare(names: Iterable[str], *, cards: Path, root: Path, out: Path, engine:
     """
     trees = {name: _card_tree(name, cards) for name in names}
 
-    digests = cache(_digest)
     indices = cache(partial(index_of, root=root))
     for name, tree in trees.items():
         folder = out / name
         recorded = _recorded(folder)
-        sources: dict[str, str] = {}
-        for card in tree.values():
-            if card.format is not None:
-                sources |= _sources(card, root, recorded, digests)
-            elif card.shards is not None:
-                where, _, content = indices(card.shards)
-                sources[where] = sha256(content).hexdigest()
-        sources = {path: sources[path] for path in sorted(sources)}
+        sources = _sources(tree, root, recorded, indices)
         provenance = {"cards": {key: _plain(card) for key, card in tree.items()}, "sources": sources}
         fresh = _is_fresh(folder, provenance)
         if not fresh and (shards := tree[name].shards) is not None:
             _write_in_place(folder, tree[name], *indices(shards), provenance)
         elif not fresh:
             recording = _build(name, tree, root, engine)
+            _check_unchanged(sources, _sources(tree, root, sources, partial(index_of, root=root)))
             write_dataset(
                 folder,
                 name,
@@ -166,33 +159,76 @@ def _check_sizes(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 def _sources(
-    card: DatasetCard, root: Path, recorded: Mapping[str, str], digest: Callable[[Path], str]
+    tree: Mapping[str, DatasetCard],
+    root: Path,
+    recorded: Mapping[str, str],
+    indices: Callable[[str], tuple[str, Path | str, bytes]],
 ) -> dict[str, str]:
-    """SHA-256 of each file that a card's recording consists of, by the path or name in the card.
+    """SHA-256 of each file that the cards of a dataset name, by the path, name or URL in the card.
 
-    A dataset given by name is taken to be what it was, so that it is downloaded only where it is read.
+    Raises:
+        DataError: if a file cannot be had, or is not that of the SHA-256 in its card.
+    """
+    found: dict[str, str] = {}
+    for card in tree.values():
+        if card.format is not None:
+            found |= _recorded_files(card, root, recorded)
+        elif card.shards is not None:
+            where, _, content = indices(card.shards)
+            found[where] = sha256(content).hexdigest()
+            _check_sum(where, found[where], card)
+    return {path: found[path] for path in sorted(found)}
+
+
+def _recorded_files(card: DatasetCard, root: Path, recorded: Mapping[str, str]) -> dict[str, str]:
+    """The same of the files that a card's recording consists of.
+
+    A dataset given by name has to stay what it was; it is downloaded only where it is read.
     """
     base = card.path or card.dataset
     assert base is not None
-    if card.dataset is not None and module(card).local(card.dataset) is None:
-        known = {path: value for path, value in recorded.items() if path == base or path.startswith(f"{base}/")}
-        if known and (card.sha256 is None or known.get(base) == card.sha256):
-            return known
+    known = {path: value for path, value in recorded.items() if path == base or path.startswith(f"{base}/")}
+    if card.dataset is None or card.sha256 not in (None, _sum(known, base)):
+        known = {}
+    if known and card.dataset is not None and module(card).local(card.dataset) is None:
+        return known
     path = locate(card, root)
     files = source_files(path, card)
-    found = {base if file == path else f"{base}/{file.relative_to(path).as_posix()}": digest(file) for file in files}
-    if card.sha256 is not None and found[base] != card.sha256:
+    found = {base if file == path else f"{base}/{file.relative_to(path).as_posix()}": _digest(file) for file in files}
+    _check_sum(path, _sum(found, base), card)
+    if known and found != known:
         raise DataError(
-            f"{path}: found sha256 {found[base]}, expected {card.sha256} as the card {card.name} says; "
-            "delete the file to download it again"
+            f"{path}: found sha256 {_sum(found, base)}, expected {_sum(known, base)} as when {base} was prepared; if it may be "
+            "another, delete the prepared dataset"
         )
     return found
 
 
+def _sum(files: Mapping[str, str], base: str) -> str:
+    """SHA-256 of a recording: of its file, or of what ``sha256sum`` prints for the files of a folder, by their paths in it."""
+    if base in files:
+        return files[base]
+    lines = (f"{files[path]}  {path.removeprefix(f'{base}/')}\n" for path in sorted(files))
+    return sha256("".join(lines).encode()).hexdigest()
+
+
+def _check_sum(where: Path | str, found: str, card: DatasetCard) -> None:
+    if card.sha256 not in (None, found):
+        advice = "; delete the file to download it again" if card.dataset is not None else ""
+        raise DataError(f"{where}: found sha256 {found}, expected {card.sha256} as the card {card.name} says{advice}")
+
+
+def _check_unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """The files that were read are those whose hashes are kept with the dataset."""
+    for source in sorted(before.keys() | after.keys()):
+        found, expected = after.get(source), before.get(source)
+        if found != expected:
+            raise DataError(f"{source}: found sha256 {found}, expected {expected}; it changed while it was read")
+
+
 def _digest(path: Path) -> str:
     try:
-        with open_file(path) as file:
-            return file_digest(file, "sha256").hexdigest()
+        return digest_of(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read, named as path by a dataset card: {error.strerror}") from None
 

@@ -104,6 +104,8 @@ def _get(filesystem: Any, source: str, part: Path, limit: int) -> None:
         if seconds > TIMEOUT and value < SLOWEST * (seconds - TIMEOUT):
             raise TimeoutError(f"only {value:,} bytes arrived within {seconds:.0f} s")
 
+    if "file" in filesystem.protocol:  # copies without telling how far it is
+        watch(filesystem.size(source), 0)
     filesystem.get_file(source, str(part), callback=Callback(hooks={"limits": watch}))
     if (size := part.stat().st_size) > limit:
         raise _TooLargeError(f"found {size:,} bytes, expected at most {limit:,}")

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as schema
 from safetensors import SafetensorError
 from safetensors.numpy import load, save, save_file
 
-from dynarep.configs.params import NAME, Name, open_file
+from dynarep.configs.params import ENVIRONMENT, NAME, EnvironmentId, Name, open_file
 from dynarep.data.folders import parse_json, read_content, whole_folder
 from dynarep.data.schema import DataError, Episode, Spec
 from dynarep.data.shard import INDEX_BYTES, SHA256, SHARD_FILE, Shard, check_content, missing_shard
@@ -129,6 +129,8 @@ def write_dataset(
 
     if not NAME.fullmatch(name):
         raise DataError(f"dataset name: found {name!r}, expected at most 80 letters, digits, '-' and '_'")
+    if env is not None and not ENVIRONMENT.fullmatch(env):
+        raise DataError(f"dataset {name}: env: found {env!r:.200}, expected the id of a Gymnasium environment")
     spec: Spec | None = None
     summary = _Summary()
     shards: list[dict[str, Any]] = []
@@ -355,20 +357,28 @@ class _IndexedShard:
     steps: list[Annotated[int, Field(ge=1)]]
 
 
+@schema(frozen=True, kw_only=True, config=ConfigDict(extra="ignore"))
+class _Provenance:
+    cards: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sources: dict[str, str] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    terminals_inside: int = Field(0, ge=0)
+
+
 @schema(frozen=True, kw_only=True, config=_STRICT)
 class _Index:
     """``index.json``, see ``docs/data-format.md``."""
 
     schema_version: int
     name: Name
-    env: str | None
+    env: EnvironmentId | None
     spec: _IndexedSpec
     transitions: int
     fingerprint: str = Field(pattern=f"^(?:{SHA256.pattern})$")
     statistics: dict[str, list[_Finite]]
     returns: list[_Finite] | None
     shards: list[_IndexedShard] = Field(min_length=1)
-    provenance: dict[str, Any]
+    provenance: _Provenance
     location: str = Field(".", min_length=1)
 
 
@@ -462,6 +472,15 @@ def load_shards(dataset: ShardedDataset) -> Dataset:
     _check_summary(dataset, summary)
     fields = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(DatasetInfo)}
     return Dataset(**fields, episodes=episodes)
+
+
+def first_episode(dataset: ShardedDataset) -> Episode:
+    """The first episode of a dataset, its shard checked as a whole.
+
+    Raises:
+        DataError: as ``load_shards``.
+    """
+    return _read_shard(shard_path(dataset, dataset.shards[0]), dataset.shards[0], dataset.spec)[0]
 
 
 def _check_summary(dataset: ShardedDataset, summary: _Summary) -> None:

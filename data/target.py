@@ -12,13 +12,11 @@ import numpy as np
 
 from dynarep.data import d4rl
 from dynarep.data.card import DatasetCard, card_names, load_card, make_card
-from dynarep.data.readers import load, locate
+from dynarep.data.readers import load, locate, minari
 from dynarep.data.readers.flat import BOUND_TOLERANCE, Part
 from dynarep.data.readers.guess import guess
 from dynarep.data.schema import DataError
 from dynarep.data.shards import read_index
-
-MINARI_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)*[A-Za-z0-9_.-]+-v[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def _published(target: str) -> dict[str, Any] | None:
     """Keys of a card for a published dataset, None if it is not named like one."""
     if target in d4rl.URLS:
         return {"dataset": target, "format": "d4rl"}
-    return {"dataset": target, "format": "minari"} if MINARI_ID.fullmatch(target) else None
+    return {"dataset": target, "format": "minari"} if minari.ID.fullmatch(target) else None
 
 
 def _recording(path: Path, project: Path, published: dict[str, Any] | None = None) -> RecordingTarget:

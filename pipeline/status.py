@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dynarep.configs.params import ParamsError, read_yaml
+from dynarep.configs.params import ParamsError, read_file, read_yaml
+from dynarep.pipeline.stored import JSON_BYTES
 
 State = Literal["fresh", "stale", "interrupted", "running", "broken", "never run"]
 
@@ -161,12 +162,12 @@ def _checkpoints(folder: Path) -> list[str]:
     paths = sorted(folder.rglob("*.ckpt"))
     if not paths:
         return []
-    import torch
+    from dynarep.pipeline.training.checkpoint import read_checkpoint
 
     texts, done = [], 0
     for path in paths:
         try:
-            kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["dynarep"]
+            kept = read_checkpoint(path)
             name, update, total = kept["name"], kept["updates"], kept["total"]
         except Exception:
             texts.append(f"{path.name} is damaged and will be made anew")
@@ -211,7 +212,7 @@ def _difference(path: Path, kind: str) -> str:
         return f"{path} was put there"
     try:
         if path.suffix == ".json":
-            json.loads(path.read_text())
+            json.loads(read_file(path, JSON_BYTES))
         elif path.suffix == ".safetensors":
             from safetensors import safe_open
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dynarep.configs.params import NAME
+from dynarep.configs.params import NAME, EnvironmentId, Name
 from dynarep.data.folders import parse_json, read_content
 
 JSON_BYTES = 1 << 28
@@ -34,7 +34,7 @@ class Played:
     """
 
     returns: list[Annotated[list[Finite], Field(min_length=1)]] | None = Field(default=None, min_length=1)
-    lengths: list[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]] | None = None
+    lengths: list[list[Annotated[int, Field(ge=1)]]] | None = None
     successes: Table | None = None
     distances: Table | None = None
     errors: Table | None = None
@@ -62,7 +62,7 @@ class Played:
 class Returns:
     """``returns.json`` of an evaluation."""
 
-    env: str
+    env: EnvironmentId
     env_options: dict[str, Any]
     seed: Count | None
     plane: list[Count] | None = Field(default=None, min_length=2, max_length=2)
@@ -96,16 +96,19 @@ class Clip:
 class Metadata:
     """``metadata.json`` of an artifact."""
 
+    stage: str | None = None
     kind: str | None = None
-    version: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     datasets: dict[str, str] = Field(default_factory=dict)
+    version: str | None = None
     dataset: str | None = None
     demonstrations: str | None = None
     rewards: str | None = None
     saw: dict[str, str] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.stage is None and self.kind is None:
+            raise ValueError("stage, kind: found neither, expected what made the artifact, or what it is")
         for section in ("pretrain", "relabel", "learn"):
             entries = self.params.get(section)
             values = entries.values() if isinstance(entries, dict) else [entries]
@@ -117,27 +120,39 @@ class Metadata:
 class Metrics:
     """``metrics.json``."""
 
-    dataset: str | None = None
-    returns: list[Finite] | None = None
     spearman_true_return: Finite | None = None
     remarks: list[str] = Field(default_factory=list)
     action_resolution: dict[str, Finite] = Field(default_factory=dict)
 
 
 @_stored
+class Demonstrations:
+    """``metrics.json`` of the demonstrations."""
+
+    dataset: Name
+    returns: list[Finite] | None = Field(min_length=1)
+
+
+@_stored
 class Config:
     """``config.json`` of a model."""
 
-    kind: str | None = None
-    sha256: str | None = None
+    kind: str
+    sha256: str
 
 
 @_stored
 class IndexedShard:
     """A shard in an index."""
 
-    file: Annotated[str, Field(pattern="^shard-[0-9]+\\.tar$")] | None = None
-    episodes: list[str] = Field(default_factory=list)
+    episodes: list[str]
+
+
+@_stored
+class Provenance:
+    """What a dataset was made from."""
+
+    cards: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 @_stored
@@ -146,15 +161,17 @@ class Index:
 
     transitions: Count
     shards: list[IndexedShard] = Field(min_length=1)
-    env: str | None = None
-    returns: list[Finite] | None = None
+    env: EnvironmentId | None
+    returns: list[Finite] | None
+    provenance: Provenance
 
 
-FORMS: dict[str, type] = {
+FORMS: dict[str, type] = {  # by file, or by folder and file
     "returns.json": Returns,
     "clip.json": Clip,
     "metadata.json": Metadata,
     "metrics.json": Metrics,
+    "demonstrate/metrics.json": Demonstrations,
     "config.json": Config,
     "index.json": Index,
 }
@@ -172,9 +189,10 @@ def read_json(path: Path) -> dict[str, Any]:
     values = parse_json(content, path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    if path.name in FORMS:
+    form = FORMS.get(f"{path.parent.name}/{path.name}", FORMS.get(path.name))
+    if form is not None:
         try:
-            TypeAdapter(FORMS[path.name]).validate_json(content, strict=True)
+            TypeAdapter(form).validate_json(content, strict=True)
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"]))

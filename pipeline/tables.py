@@ -17,13 +17,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows of equal keys as tab-separated values with a header; no rows give an empty file."""
+    """Write rows of equal keys as tab-separated values with a header; no rows give an empty file.
+
+    A number that is not finite becomes an empty field.
+    """
     with path.open("w", newline="") as file:
         if not rows:
             return
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _finite(value) for key, value in row.items()} for row in rows)
 
 
 def _plain(value: Any) -> Any:
@@ -31,9 +34,12 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.8g}") if math.isfinite(value) else None
-    return value
+    value = _finite(value)
+    return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 MORE_DIGITS = 2

@@ -1,15 +1,15 @@
 """Files of a run of the pipeline, made up, for tests of the report."""
 
-import io
 import json
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors.numpy import save
+
+from dynarep.data.prepare import write_episodes
+from dynarep.data.schema import Episode
 
 HOPPER = (-20.272305, 3234.3)
 """D4RL's reference returns."""
@@ -128,6 +128,7 @@ def write_run(root: Path) -> None:
         write_entry(root, "learn", name, demonstrations="hopper-expert-1", **about)
     write_clips(root)
     index = {"transitions": 84_000, "returns": [1.0, 3.0], "env": "Hopper-v4", "shards": [{"episodes": ["a", "b"]}]}
+    index |= {"provenance": {"cards": {}}}
     write(root / "shards" / "hopper-arbitrary" / "index.json", json.dumps(index))
 
 
@@ -164,14 +165,10 @@ def write_plane(root: Path) -> None:
     states = np.stack([np.tile(line[:20], 3), np.repeat([0.0, 1.0, 2.0], 20)], 1).astype(np.float32)
     for name in ("intent", "raw"):
         write_latents(root, name, observations=states, latents=states**2 if name == "intent" else states)
-    content = save({"observations": np.stack([line, 0 * line], 1)})
-    folder = root / "shards" / "hopper-expert-1"
-    folder.mkdir(parents=True)
-    with tarfile.open(folder / "shard-000000.tar", "w") as shard:
-        member = tarfile.TarInfo("one.safetensors")
-        member.size = len(content)
-        shard.addfile(member, io.BytesIO(content))
-    write(folder / "index.json", json.dumps({"transitions": 20, "shards": [{"file": "shard-000000.tar"}]}))
+    write_episodes(
+        root / "shards" / "hopper-expert-1",
+        [Episode(id="one", observations=np.stack([line, 0 * line], 1), terminated=False, truncated=True)],
+    )
     for name in ("bc", "iql_ailot"):
         np.savez(root / "evaluate" / name / "paths.npz", observations=states[:40], replica=np.repeat([0, 1], 20))
 

@@ -294,7 +294,9 @@ def test_wrong_minari_datasets_are_refused(
 def test_a_spec_that_names_no_environment_is_refused(tmp_path: Path) -> None:
     path = layouts.write_minari(tmp_path, episodes(["terminal"]))
     describe_as(env_spec="{}")(path)
-    with pytest.raises(DataError, match=r"env_spec: found '\{\}', expected JSON text of an object with the text id"):
+    with pytest.raises(
+        DataError, match=r"env_spec: found '\{\}', expected JSON text of an object with the id of an environment"
+    ):
         environment(path, card("minari"))
     describe_as(env_spec=None)(path)
     assert environment(path, card("minari")) is None

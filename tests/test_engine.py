@@ -29,7 +29,7 @@ from dynarep.pipeline.nn import networks as mlp_module
 from dynarep.pipeline.nn.functional import Losses, polyak
 from dynarep.pipeline.nn.networks import MLP
 from dynarep.pipeline.tables import write_table
-from dynarep.pipeline.training.checkpoint import seal
+from dynarep.pipeline.training.checkpoint import is_sealed, seal
 from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.device import denormals_as_zero, training_device
 from dynarep.pipeline.training.gradients import clip_gradients
@@ -323,6 +323,17 @@ def stopped(folder: Path, key: str = "key") -> None:
     assert checkpoint(folder).exists()
 
 
+def test_a_sealed_checkpoint_that_cannot_be_taken_back_is_named(tmp_path: Path) -> None:
+    stopped(tmp_path)
+    path = checkpoint(tmp_path)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "optimizer_states": [{}]}, path)
+    seal(path)
+    with pytest.raises(ValueError, match=rf"{path}: cannot be resumed from \(KeyError.*\); delete it to start anew"):
+        fit(tmp_path)
+    assert is_sealed(path)
+
+
 def test_another_key_starts_anew(tmp_path: Path, uninterrupted: tuple[nn.Module, list[dict[str, float]]]) -> None:
     stopped(tmp_path, "another")
     with pytest.raises(InterruptionError):  # of 24 draws; resumed at 8 it would need but 16
@@ -510,8 +521,8 @@ def test_training_config() -> None:
 
 
 def test_write_table(tmp_path: Path) -> None:
-    write_table(tmp_path / "t.tsv", [{"k": 1, "space": "psi"}, {"k": 2, "space": "raw"}])
-    assert (tmp_path / "t.tsv").read_bytes() == b"k\tspace\n1\tpsi\n2\traw\n"
+    write_table(tmp_path / "t.tsv", [{"k": 1, "space": "psi"}, {"k": math.nan, "space": "raw"}])
+    assert (tmp_path / "t.tsv").read_bytes() == b"k\tspace\n1\tpsi\n\traw\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="compares two runs on the CPU to the bit")

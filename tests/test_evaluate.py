@@ -314,11 +314,19 @@ def test_scores_of_no_policy_or_of_different_environments(tmp_path: Path) -> Non
 def test_recordings_with_other_coordinates_are_refused(tmp_path: Path) -> None:
     folder = add_policy(tmp_path, "iql", "iql")
     assert cards_behind(folder, tmp_path) == []
-    (folder / "metadata.json").write_text(json.dumps({"datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
+    (folder / "metadata.json").write_text(json.dumps({"kind": "bc", "datasets": {"mix": "f00d", "elsewhere": "f00d"}}))
     cards = {"mix": {"mix": ["maze"]}, "maze": {"dataset": "antmaze-umaze-v2", "format": "d4rl"}}
     (tmp_path / "shards" / "mix").mkdir(parents=True)
     (tmp_path / "shards" / "mix" / "index.json").write_text(
-        json.dumps({"transitions": 1, "shards": [{}], "provenance": {"cards": cards}})
+        json.dumps(
+            {
+                "transitions": 1,
+                "shards": [{"episodes": ["a"]}],
+                "env": None,
+                "returns": None,
+                "provenance": {"cards": cards},
+            }
+        )
     )
     found = cards_behind(folder, tmp_path)
     assert found == list(cards.values())

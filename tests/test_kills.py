@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -167,6 +169,41 @@ def test_a_stage_that_is_killed_at_any_write_loses_nothing_and_ends_as_if_it_was
     assert content(place) == wanted
     assert not [path for path in place.parent.iterdir() if path.name.startswith(".")]
     assert not list((project / ".dynarep").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("section", STAGES)
+def test_a_disk_that_is_full_is_one_line_and_loses_nothing(whole: Path, tmp_path: Path, section: str) -> None:
+    """No file can grow, which Python meets as it meets a full disk."""
+    project = tmp_path / "project"
+    shutil.copytree(whole, project)
+    place = destination(project, section)
+    if section == "prepare":
+        shutil.rmtree(place)
+    before = content(place)
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if not child:
+        os.chdir(project)
+        sys.stdout, sys.stderr = Path(os.devnull).open("w"), os.fdopen(sender, "w")  # noqa: SIM115
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        try:
+            start(project, section)
+        except SystemExit as stop:
+            sys.stderr.write(f"ended with {stop.code}\n")
+        except BaseException as error:
+            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.close(sender)
+    with os.fdopen(receiver) as errors:
+        *_, line, status = errors.read().splitlines()
+    os.waitpid(child, 0)
+    assert status == "ended with 1"
+    assert line.startswith(f"error: {Stage(section, project, STAGES[section]).name}: ")
+    assert str(project) in line
+    assert re.search(f"{os.strerror(errno.EFBIG)}|cannot be written", line)
+    assert content(place) == before
 
 
 def test_stages_that_run_again_and_again_grow_in_nothing(whole: Path, tmp_path: Path) -> None:

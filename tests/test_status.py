@@ -1,5 +1,6 @@
 """The state of a small project, as DVC and its checkpoints have it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from dynarep.configs.params import ParamsError
 from dynarep.pipeline.status import StageStatus, pipeline_status
+from dynarep.pipeline.training.checkpoint import seal
 from dynarep.stages import status
 
 PIPELINE = """
@@ -169,7 +171,8 @@ def test_trainings_that_wait(project: Path) -> None:
     for name, update in (("a", 10), ("b", 4)):
         kept = {"dynarep": {"name": f"first/{name}", "key": "1234", "updates": update, "total": 10}}
         torch.save(kept, folder / f"first-{name}.ckpt")
-    (folder / "first-c.ckpt").write_bytes(b"damage")
+        seal(folder / f"first-{name}.ckpt")
+    os.mkfifo(folder / "first-c.ckpt")
     assert states(project)["first"][0] == "fresh"  # what waits belongs to something else
     (project / "params.yaml").write_text(PARAMS.replace("0.1", "0.2"))
     assert states(project)["first"] == (

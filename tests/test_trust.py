@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
+from run_files import write_run
 
 from dynarep.configs.params import ParamsError
+from dynarep.data import prepare as preparing
+from dynarep.data import remote
 from dynarep.data.card import make_card
 from dynarep.data.prepare import prepare
 from dynarep.data.readers import flat, minari, read
@@ -27,6 +33,9 @@ from dynarep.pipeline.artifacts.pretrained import load_encoder
 from dynarep.pipeline.artifacts.storage import ArtifactError
 from dynarep.pipeline.entries import datasets_of, parse_entry
 from dynarep.pipeline.nn.networks import LARGEST, StackedLinear
+from dynarep.pipeline.playing.environments import EvaluationError, make_environment
+from dynarep.pipeline.report import ReportConfig, ReportError, build_report
+from dynarep.pipeline.report.inputs import read_arrays
 from dynarep.pipeline.run import Stage, stage_main
 from dynarep.pipeline.stored import read_json
 from dynarep.pipeline.training.checkpoint import is_sealed, seal
@@ -241,6 +250,14 @@ def test_an_index_that_is_nowhere_is_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [{"cards": [1]}, {"sources": 5}, {"left_out": 5}, {"terminals_inside": "x"}, []])
+def test_where_a_dataset_comes_from_has_a_form(tmp_path: Path, wrong: Any) -> None:
+    index = json.loads((GOLDEN / "datasets-v3" / "golden" / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "provenance": wrong}))
+    with pytest.raises(DataError, match=r"index\.json: provenance.*: found "):
+        open_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("make", [fifo, device, Path.mkdir])
 def test_a_checkpoint_or_seal_that_is_no_file_does_not_hang(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "a.ckpt"
@@ -273,6 +290,9 @@ RETURNS: dict[str, Any] = {
     },
 }
 PLAYED = RETURNS["policies"]["bc"]
+METADATA: dict[str, Any] = {"stage": "learn/bc", "params": {}, "datasets": {}}
+INDEX: dict[str, Any] = {"transitions": 1, "shards": [{"episodes": ["a"]}], "env": None, "returns": None}
+INDEX |= {"provenance": {"cards": {}}}
 
 
 def test_returns_are_read(tmp_path: Path) -> None:
@@ -302,18 +322,27 @@ def test_returns_are_read(tmp_path: Path) -> None:
         ("clip.json", {"seconds_per_frame": 0}, "seconds_per_frame: found 0"),
         ("clip.json", {"seconds_per_frame": 1, "file": "../../etc/passwd.webp"}, "file: found '../../etc"),
         ("clip.json", {"seconds_per_frame": 1, "frames": 0}, "frames: found 0"),
-        ("metadata.json", {"params": {"learn": []}}, r"params\.learn: found \[\], expected a map"),
-        ("metadata.json", {"datasets": "x"}, "datasets: found 'x'"),
-        ("metadata.json", {"saw": {"a": 5}}, r"saw\.a: found 5"),
-        ("metrics.json", {"returns": [None]}, r"returns\.0: found None"),
-        ("index.json", {"transitions": -1, "shards": [{}]}, "transitions: found -1"),
-        ("index.json", {"transitions": 1, "shards": [{"file": "../x.tar"}]}, r"shards\.0\.file: found '\.\./x"),
+        ("metadata.json", {}, "stage, kind: found neither"),
+        ("metadata.json", {**METADATA, "params": {"learn": []}}, r"params\.learn: found \[\], expected a map"),
+        ("metadata.json", {**METADATA, "datasets": "x"}, "datasets: found 'x'"),
+        ("metadata.json", {**METADATA, "saw": {"a": 5}}, r"saw\.a: found 5"),
+        ("demonstrate/metrics.json", {"returns": None}, "no 'dataset'"),
+        ("demonstrate/metrics.json", {"dataset": "x", "returns": []}, "returns: found "),
+        ("config.json", {}, "no 'kind'"),
+        ("returns.json", {**RETURNS, "policies": {"bc": {**PLAYED, "lengths": [[1.5, 1], [1, 1]]}}}, "found 1.5"),
+        ("demonstrate/metrics.json", {"dataset": "x", "returns": [None]}, r"returns\.0: found None"),
+        ("metrics.json", {"spearman_true_return": "1"}, "spearman_true_return: found '1'"),
+        ("index.json", {**INDEX, "transitions": -1}, "transitions: found -1"),
+        ("index.json", {**INDEX, "shards": [{}]}, r"no 'shards\.0\.episodes'"),
+        ("index.json", {**INDEX, "provenance": []}, r"provenance: found \[\]"),
+        ("index.json", {**INDEX, "env": "a b"}, "env: found 'a b'"),
     ],
 )
 def test_a_file_of_a_stage_that_another_cannot_have_written_is_refused(
     tmp_path: Path, file: str, values: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=message) as caught:
         read_json(path)
@@ -334,3 +363,218 @@ def test_json_that_nobody_writes_is_refused(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(ValueError, match=r"metrics\.json: not valid JSON"):
         read_json(path)
+
+
+def test_an_archive_of_a_stage_that_claims_more_than_is_stored_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flat, "SMALL", 10_000)
+    np.savez_compressed(tmp_path / "latents.npz", latents=np.zeros(1_000_000))
+    with pytest.raises(ReportError, match=r"latents\.npz: .* bytes stored for 8,000,128 in memory"):
+        read_arrays(tmp_path / "latents.npz", "latents")
+
+
+@pytest.mark.parametrize("make", [fifo, device, Path.mkdir])
+def test_an_input_of_the_report_that_is_no_file_is_not_taken_for_missing(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    write_run(tmp_path)
+    for file in ("demonstrate/metrics.json", "learn/bc/metadata.json", "evaluate/bc/clip.json"):
+        (tmp_path / file).rename(tmp_path / "aside")
+        make(tmp_path / file)
+        with pytest.raises(ValueError, match=f"{file}: cannot be read"):
+            build_report(ReportConfig(), tmp_path)
+        (tmp_path / file).rmdir() if make is Path.mkdir else (tmp_path / file).unlink()
+        (tmp_path / "aside").rename(tmp_path / file)
+
+
+def test_a_film_has_the_frames_that_its_picture_shows(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "evaluate" / "bc" / "clip.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "frames": 1000}))
+    with pytest.raises(
+        ReportError, match=r"evaluate/bc/clip\.json: frames: found 1000, expected as many as bc\.webp shows"
+    ):
+        build_report(ReportConfig(), tmp_path)
+
+
+def write_card(folder: Path, name: str = "x", **values: Any) -> Path:
+    cards = folder / "configs" / "datasets"
+    cards.mkdir(parents=True, exist_ok=True)
+    (cards / f"{name}.yaml").write_text(json.dumps(values))
+    return cards
+
+
+def prepare_in(folder: Path, name: str = "x", **values: Any) -> Path:
+    prepare([name], cards=write_card(folder, name, **values), root=folder, out=folder / "out")
+    return folder / "out" / name
+
+
+def test_a_checksum_of_any_source_is_compared(tmp_path: Path) -> None:
+    """Of a file, of a folder by what sha256sum prints, and of shards by their index."""
+    np.savez(tmp_path / "r.npz", **FLAT)  # type: ignore[arg-type]
+    (tmp_path / "f").mkdir()
+    for name, values in FLAT.items():
+        np.save(tmp_path / "f" / f"{name}.npy", values)
+    prepare_in(tmp_path, "y", path="r.npz", format="arrays")
+    files = sorted((tmp_path / "f").iterdir())
+    lines = "".join(f"{sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    for source, values in (
+        (tmp_path / "r.npz", {"path": "r.npz", "format": "arrays"}),
+        (None, {"path": "f", "format": "arrays"}),
+        (tmp_path / "out" / "y" / "index.json", {"shards": "out/y"}),
+    ):
+        right = sha256(lines.encode() if source is None else source.read_bytes()).hexdigest()
+        prepare_in(tmp_path, **values, sha256=right)
+        with pytest.raises(DataError, match=f"found sha256 {right}, expected {'0' * 64} as the card x says"):
+            prepare_in(tmp_path, **values, sha256="0" * 64)
+    with pytest.raises(DataError, match=r"x\.yaml: sha256: only for a source of its own, this card has from"):
+        prepare_in(tmp_path, **{"from": "y"}, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("kind", ["path", "shards"])
+def test_what_is_hashed_is_what_was_read(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that changes between its hash and the end of the reading is refused, and what was there stays."""
+    np.savez(tmp_path / "r.npz", **FLAT)  # type: ignore[arg-type]
+    before = prepare_in(tmp_path, "y", path="r.npz", format="arrays")
+    write_card(tmp_path, "z", shards="out/y")
+    source, values = {
+        "path": (tmp_path / "r.npz", {"path": "r.npz", "format": "arrays"}),
+        "shards": (before / "index.json", {"from": "z"}),
+    }[kind]
+    earlier = (prepare_in(tmp_path, **values) / "index.json").read_bytes()
+
+    def read_and_change(*arguments: Any) -> Any:
+        found = build(*arguments)
+        source.write_bytes(source.read_bytes() + b"\n")
+        return found
+
+    build = preparing._build
+    monkeypatch.setattr(preparing, "_build", read_and_change)
+    with pytest.raises(
+        DataError, match=r"(r\.npz|index\.json): found sha256 \w{64}, expected \w{64}; it changed while"
+    ):
+        prepare_in(tmp_path, **values, env="Hopper-v4")
+    assert (tmp_path / "out" / "x" / "index.json").read_bytes() == earlier
+
+
+def test_a_dataset_by_name_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no record lies beside it: the prepared dataset has one."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    make_minari(tmp_path / "minari" / "hopper" / "test-v0")
+    values = {"dataset": "hopper/test-v0", "format": "minari"}
+    prepare_in(tmp_path, **values)
+    prepare_in(tmp_path, **values, stride=2)
+    with h5py.File(tmp_path / "minari" / "hopper" / "test-v0" / "data" / "main_data.hdf5", "a") as file:
+        file["episode_0/rewards"][0] = 5.0
+    with pytest.raises(
+        DataError, match=r"hopper/test-v0: found sha256 \w{64}, expected \w{64} as when hopper/test-v0 was"
+    ):
+        prepare_in(tmp_path, **values)
+    shutil.rmtree(tmp_path / "out" / "x")
+    prepare_in(tmp_path, **values)
+
+
+@pytest.mark.parametrize("name", ["../../x-v0", "/x-v0", "a/../x-v0", ".x-v0", "x", "a//x-v0"])
+def test_an_id_of_minari_is_no_path(name: str) -> None:
+    with pytest.raises(DataError, match=r"dataset: found .*, expected an id of Minari"):
+        minari.local(name)
+
+
+def make_minari(folder: Path, **described: Any) -> None:
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "metadata.json").write_text(json.dumps(described))
+    columns = {"rewards": np.zeros(ROWS), "terminations": np.zeros(ROWS), "truncations": np.eye(ROWS)[-1]}
+    columns |= {"observations": np.zeros((ROWS + 1, 3)), "actions": np.zeros((ROWS, 2))}
+    with h5py.File(folder / "data" / "main_data.hdf5", "w") as file:
+        for name, values in columns.items():
+            file[f"episode_0/{name}"] = values
+
+
+@pytest.mark.parametrize("count", [True, 1.0, "1", None, [1]])
+def test_a_count_of_minari_is_a_whole_number(tmp_path: Path, count: Any) -> None:
+    make_minari(tmp_path, total_episodes=count)
+    with pytest.raises(DataError, match=r"metadata\.json: total_episodes: found .*, expected a whole number"):
+        recording(tmp_path, format="minari")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "<b>", "a b", "a" * 201])
+def test_an_environment_is_an_id(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="env: found "):
+        make_card("x", {"path": "r.npz", "format": "arrays", "env": name}, "x")
+    make_minari(tmp_path, env_spec=json.dumps({"id": name}))
+    with pytest.raises(DataError, match=r"metadata\.json: env_spec: found "):
+        minari.environment(tmp_path)
+    index = json.loads((GOLDEN / "datasets-v3" / "golden" / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "env": name}))
+    with pytest.raises(DataError, match=r"index\.json: env: found "):
+        open_dataset(tmp_path)
+
+
+def test_how_films_are_drawn_is_no_option_of_an_environment() -> None:
+    with pytest.raises(EvaluationError, match="render_mode: found 'human', expected no such key"):
+        make_environment("Hopper-v4", {"render_mode": "human"})
+
+
+def test_a_mixture_has_each_card_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="mix: found y 2 times, expected each card once"):
+        make_card("x", {"mix": ["y", {"name": "y", "fraction": 0.5}]}, "x")
+
+
+def write_masked(path: Path, mask: Callable[[h5py.Group], object], samples: Any = None) -> None:
+    with h5py.File(path, "w") as file:
+        for number in range(2):
+            file[f"data/demo_{number}/obs/a"] = np.zeros((ROWS, 3))
+            file[f"data/demo_{number}/actions"] = np.zeros((ROWS, 2))
+            if samples is not None:
+                file[f"data/demo_{number}"].attrs["num_samples"] = samples
+        mask(file.create_group("mask"))
+
+
+def elsewhere(mask: h5py.Group) -> None:
+    secret = Path(mask.file.filename).with_name("secret")
+    secret.write_bytes(b"a secret")
+    mask.create_dataset("train", (1,), "S8", external=[(str(secret), 0, 8)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (elsewhere, "mask/train: found names of demonstrations stored in .*, expected them in the file itself"),
+        (lambda mask: mask.create_virtual_dataset("train", h5py.VirtualLayout((1,), "S8")), "found a virtual dataset"),
+        (lambda mask: mask.create_dataset("train", (10**10,), "S99", chunks=(10**6,)), "found 0 of 10,000 chunks"),
+        (lambda mask: mask.create_dataset("train", data=np.arange(2)), "found int64 array, expected an array of names"),
+        (lambda mask: mask.create_dataset("train", data=[b"demo_0"] * 2), "found 'demo_0' 2 times, expected names of"),
+        (lambda mask: mask.create_dataset("train", data=[b"demo_\xff"]), "mask/train: found 'demo_\ufffd', expected"),
+        (lambda mask: mask.create_dataset("train", data=[b"demo_7"]), "mask/train: found 'demo_7', expected names of"),
+    ],
+)
+def test_a_choice_of_demonstrations_is_names_in_the_file(
+    tmp_path: Path, mask: Callable[[h5py.Group], object], message: str
+) -> None:
+    write_masked(tmp_path / "r.hdf5", mask)
+    with pytest.raises(DataError, match=rf"r\.hdf5: .*{message}"):
+        recording(tmp_path / "r.hdf5", format="robomimic", observations=["a"], subset="train")
+
+
+@pytest.mark.parametrize("samples", [[ROWS, ROWS], float(ROWS), str(ROWS), ROWS + 1])
+def test_a_count_of_robomimic_is_a_whole_number(tmp_path: Path, samples: Any) -> None:
+    write_masked(tmp_path / "r.hdf5", lambda mask: None, samples)
+    with pytest.raises(DataError, match=rf"data/demo_0: obs: found {ROWS} rows, expected .* by num_samples"):
+        recording(tmp_path / "r.hdf5", format="robomimic", observations=["a"])
+
+
+def test_an_empty_file_is_not_hashed(tmp_path: Path) -> None:
+    """Those of /proc say so, and some have no end."""
+    (tmp_path / "r.hdf5").touch()
+    with pytest.raises(DataError, match=r"r\.hdf5: cannot be read, .*: found an empty file"):
+        prepare_in(tmp_path, path="r.hdf5", format="d4rl")
+
+
+def test_a_remote_index_is_measured_before_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local file system copies a file without telling how far it is."""
+    (tmp_path / "index.json").write_bytes(bytes(1000))
+    monkeypatch.setattr(remote, "INDEX_BYTES", 100)
+    monkeypatch.setattr(LocalFileSystem, "get_file", lambda *_, **__: pytest.fail("copied"))
+    with pytest.raises(DataError, match=r"index\.json: found 1,000 bytes or more, expected at most 100"):
+        remote.read_remote_index(f"file://{tmp_path}")

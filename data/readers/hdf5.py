@@ -99,7 +99,7 @@ def array(group: h5py.Group, name: str, where: str) -> np.ndarray:
     entry = group[name]
     if isinstance(entry, h5py.Dataset):
         try:
-            _check_stored(entry, f"{where}: {name}")
+            check_stored(entry, f"{where}: {name}")
         except DataError:
             raise
         except Exception as error:  # of h5py, by the damage
@@ -107,16 +107,26 @@ def array(group: h5py.Group, name: str, where: str) -> np.ndarray:
     return read_array(where, name, lambda: _content(entry))
 
 
-def _check_stored(entry: h5py.Dataset, where: str) -> None:
-    """All numbers of an array are in its file, and it claims no more than a compression can explain."""
+def check_stored(entry: h5py.Dataset, where: str, kinds: str = "fiub", what: str = "numbers") -> None:
+    """All of an array is in its file, and it claims no more than a compression can explain.
+
+    Args:
+        entry: the array.
+        where: it is, for messages.
+        kinds: of types that it may have, as NumPy's ``dtype.kind`` names them.
+        what: they are, for messages.
+
+    Raises:
+        DataError: if not.
+    """
     if entry.is_virtual:
-        raise DataError(f"{where}: found a virtual dataset, made of others; expected the numbers themselves")
+        raise DataError(f"{where}: found a virtual dataset, made of others; expected the {what} themselves")
     if entry.external:
-        raise DataError(f"{where}: found numbers stored in {entry.external[0][0]}, expected them in the file itself")
-    if entry.dtype.kind not in "fiub":
-        raise DataError(f"{where}: found {entry.dtype} array, expected an array of numbers")
+        raise DataError(f"{where}: found {what} stored in {entry.external[0][0]}, expected them in the file itself")
+    if entry.dtype.kind not in kinds:
+        raise DataError(f"{where}: found {entry.dtype} array, expected an array of {what}")
     if entry.shape is None:
-        raise DataError(f"{where}: found no numbers, expected an array")
+        raise DataError(f"{where}: found no {what}, expected an array")
     claimed = math.prod(entry.shape) * entry.dtype.itemsize
     stored = entry.id.get_storage_size()
     end = entry.file.id.get_filesize()

@@ -9,6 +9,7 @@ load in another.
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dynarep.configs.params import ENVIRONMENT
 from dynarep.data.card import DatasetCard
 from dynarep.data.folders import parse_json
 from dynarep.data.readers.flat import Part, numbered, whole
@@ -25,6 +27,9 @@ from dynarep.data.schema import DataError
 
 NAMES = {"actions": "actions", "rewards": "rewards", "terminals": "terminations", "timeouts": "truncations"}
 """Flat column -> array of an episode."""
+
+ID = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*-v[0-9]+")
+"""Of a dataset: name and version, in folders."""
 
 
 def load(path: Path, card: DatasetCard) -> list[Part]:
@@ -46,6 +51,8 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
         counts["total_steps"] = sum(len(part.columns["observations"]) for part in parts)
     for name, found in counts.items():
         expected = described.get(name, found)
+        if type(expected) is not int:
+            raise DataError(f"{files(path)[1]}: {name}: found {expected!r:.100}, expected a whole number")
         if found != expected or not parts:
             raise DataError(
                 f"{main}: {name}: found {found}, expected {expected or 'at least one'} as in metadata.json; "
@@ -85,13 +92,19 @@ def environment(path: Path) -> str | None:
     where = f"{files(path)[1]}: env_spec"
     values = parse_json(spec, where) if isinstance(spec, str) else spec
     name = values.get("id") if isinstance(values, dict) else None
-    if not isinstance(name, str):
-        raise DataError(f"{where}: found {spec!r:.200}, expected JSON text of an object with the text id")
+    if not isinstance(name, str) or not ENVIRONMENT.fullmatch(name):
+        raise DataError(f"{where}: found {spec!r:.200}, expected JSON text of an object with the id of an environment")
     return name
 
 
 def local(name: str) -> Path | None:
-    """Folder of a dataset where Minari keeps its own, None if it is not there; the package need not be."""
+    """Folder of a dataset where Minari keeps its own, None if it is not there; the package need not be.
+
+    Raises:
+        DataError: if the name is no id of a dataset.
+    """
+    if not ID.fullmatch(name):
+        raise DataError(f"dataset: found {name!r}, expected an id of Minari such as mujoco/hopper/medium-v0")
     root = os.environ.get("MINARI_DATASETS_PATH") or "~/.minari/datasets"
     folder = Path(root).expanduser() / name
     return folder if (folder / "data").is_dir() else None

@@ -8,6 +8,7 @@ name subsets of them, ``mask/train`` and the like, robomimic's filter keys; the 
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from dynarep.data.card import DatasetCard
 from dynarep.data.readers.flat import Part, marks, numbered, whole
-from dynarep.data.readers.hdf5 import array, chosen, opened
+from dynarep.data.readers.hdf5 import array, check_stored, chosen, opened
 from dynarep.data.schema import DataError
 
 
@@ -57,12 +58,16 @@ def subsets(path: Path, file: h5py.File) -> dict[str, list[str]]:
         values = masks.get(key)
         if not isinstance(values, h5py.Dataset):
             continue
-        found[key] = [name.decode() if isinstance(name, bytes) else str(name) for name in values[()].ravel().tolist()]
-        missing = sorted(set(found[key]) - set(names))
-        if missing:
-            raise DataError(
-                f"{path}: mask/{key}: found {missing[0]}, expected names of groups in data, such as {names[0]}"
-            )
+        where = f"{path}: mask/{key}"
+        check_stored(values, where, "SO", "names of demonstrations")
+        texts = [
+            name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in np.ravel(values[()])
+        ]
+        for name, count in Counter(texts).items():
+            if name not in names or count > 1:
+                times = f" {count} times" if name in names else ""
+                raise DataError(f"{where}: found {name!r:.100}{times}, expected names of groups in data, each once")
+        found[key] = texts
     return found
 
 
@@ -115,8 +120,8 @@ def _columns(file: h5py.File, path: Path, name: str, card: DatasetCard) -> dict[
     columns["observations"] = chosen(demo, "obs", where, card)
     rows = len(columns["observations"])
     samples = demo.attrs.get("num_samples", rows)
-    if samples != rows:
-        raise DataError(f"{where}: obs: found {rows} rows, expected {samples} by num_samples")
+    if not isinstance(samples, int | np.integer) or samples != rows:
+        raise DataError(f"{where}: obs: found {rows} rows, expected {samples!s:.100} by num_samples")
     if "next_obs" in demo:
         columns["next_observations"] = chosen(demo, "next_obs", where, card)
     dones = array(demo, "dones", where) if "dones" in demo else None

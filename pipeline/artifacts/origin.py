@@ -12,9 +12,8 @@ from dynarep.pipeline.artifacts.locations import artifact_folder
 from dynarep.pipeline.artifacts.storage import (
     ArtifactError,
     datasets_in,
-    load_encoder_model,
+    read_encoder_model,
     read_metadata,
-    weights_digest,
 )
 from dynarep.pipeline.nn.models import Model
 
@@ -101,7 +100,7 @@ def load_origin(source: str, key: str, replicas: int, root: str | os.PathLike[st
     """
     try:
         with artifact_folder(source, root) as folder:
-            model, metadata, sha256 = load_encoder_model(folder), read_metadata(folder), weights_digest(folder)
+            (model, sha256), metadata = read_encoder_model(folder), read_metadata(folder)
     except ArtifactError as error:
         about = str(error).removeprefix(f"{source}: ")
         raise ArtifactError(f"{key}: {source}: {about}") from None

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import reprlib
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dynarep.configs.params import LARGEST_NUMBER, MOST_LAYERS, MOST_REPLICAS, ParamsError, validate
-from dynarep.data.folders import unique_keys
+from dynarep.configs.params import LARGEST_NUMBER, MOST_LAYERS, MOST_REPLICAS, ParamsError, read_file, validate
+from dynarep.data.folders import parse_json
+from dynarep.data.schema import DataError
 from dynarep.pipeline.nn.models import ActingModel, Encoder, Model
 from dynarep.pipeline.nn.networks import LARGEST
 from dynarep.pipeline.registry import find_model
@@ -117,15 +117,6 @@ def _write(path: Path, content: bytes) -> None:
 def code_of(model: Model) -> str:
     """Digest of the file that says what a model computes, so that what reads an artifact changes with it."""
     return sha256(inspect.getsource(sys.modules[type(model).__module__]).encode()).hexdigest()
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of an artifact's weights, in hexadecimal.
-
-    Raises:
-        ArtifactError: if they are missing or cannot be read.
-    """
-    return sha256(_read(folder / "model.safetensors", 4 * LARGEST + LARGEST_HEADER)).hexdigest()
 
 
 def export_program(model: Model, path: str | os.PathLike[str]) -> None:
@@ -254,20 +245,11 @@ def _read(path: Path, limit: int, hint: str = "") -> bytes:
         ArtifactError: if there is none, it cannot be read, is something else or larger than ``limit`` bytes.
     """
     try:
-        status = path.stat()
-        found = (
-            "" if stat.S_ISREG(status.st_mode) else "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        )
-        if not found and status.st_size > limit:
-            found = f"{status.st_size:,} bytes"
-        content = b"" if found else path.read_bytes()
+        return read_file(path, limit)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file{hint}") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}{hint}") from None
-    if found:
-        raise ArtifactError(f"{path}: found {found}, expected a file of at most {limit:,} bytes")
-    return content
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}{hint}") from None
 
 
 def _read_json(path: Path, hint: str = "") -> dict[str, Any]:
@@ -276,22 +258,22 @@ def _read_json(path: Path, hint: str = "") -> dict[str, Any]:
     Raises:
         ArtifactError: as ``_read``, and if it is no JSON, no mapping, or has a key twice or a number that is not finite.
     """
-    content = _read(path, LARGEST_JSON, hint)
     try:
-        values = json.loads(content.decode(), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not valid JSON: {error}") from None
+        values = parse_json(_read(path, LARGEST_JSON, hint), path)
+    except DataError as error:
+        raise ArtifactError(str(error)) from None
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: found {type(values).__name__}, expected a mapping")
     return values
 
 
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"found {text}, expected a finite number")
-
-
 def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> Model:
-    """Load a frozen model in eval mode.
+    """Load a frozen model in eval mode, see ``read_artifact``."""
+    return read_artifact(folder, observation_dim)[0]
+
+
+def read_artifact(folder: str | os.PathLike[str], observation_dim: int | None = None) -> tuple[Model, str]:
+    """A frozen model in eval mode, and the SHA-256 of the weights that were read for it, in hexadecimal.
 
     Args:
         folder: an artifact folder.
@@ -322,7 +304,8 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
     if sum(tensor.numel() for tensor in wanted.values()) > LARGEST:
         raise ArtifactError(f"{where}: asks for more than {LARGEST:,} weights")
     content = _read(weights_path, sum(tensor.nbytes for tensor in wanted.values()) + LARGEST_HEADER)
-    if digest is not None and (found := sha256(content).hexdigest()) != digest:
+    found = sha256(content).hexdigest()
+    if digest not in (None, found):
         raise ArtifactError(
             f"{weights_path}: damaged or truncated, or another file: sha256 is {found}, config.json says {digest}"
         )
@@ -346,7 +329,7 @@ def load_artifact(folder: str | os.PathLike[str], *, observation_dim: int | None
         raise ArtifactError(
             f"{config_path}: the model reads observations of {dim} numbers, the data has {observation_dim}"
         )
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False), found
 
 
 def _read_config(path: Path) -> tuple[str, str, Any, str | None]:
@@ -456,19 +439,27 @@ def _check_values(path: Path, wanted: dict[str, Tensor], stored: dict[str, Tenso
         raise ArtifactError(f"{path}: low, high: found a lower bound that is not below the upper one")
 
 
-def _load(folder: str | os.PathLike[str], kind: type[Model], what: str, observation_dim: int | None) -> Model:
-    model = load_artifact(folder, observation_dim=observation_dim)
+def _load(
+    folder: str | os.PathLike[str], kind: type[Model], what: str, observation_dim: int | None
+) -> tuple[Model, str]:
+    model, digest = read_artifact(folder, observation_dim)
     if not isinstance(model, kind):
         found = "a policy" if isinstance(model, ActingModel) else "an encoder"
         raise ArtifactError(f"{Path(folder) / 'config.json'}: found {found} of kind {model.kind}, expected {what}")
-    return model
+    return model, digest
 
 
 def load_policy_model(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> ActingModel:
     """Load a policy with all its replicas, see ``load_artifact``."""
-    return cast(ActingModel, _load(folder, ActingModel, "a policy", observation_dim))
+    return cast(ActingModel, _load(folder, ActingModel, "a policy", observation_dim)[0])
 
 
 def load_encoder_model(folder: str | os.PathLike[str], *, observation_dim: int | None = None) -> Encoder:
     """Load an encoder with all its replicas, see ``load_artifact``."""
-    return cast(Encoder, _load(folder, Encoder, "an encoder", observation_dim))
+    return read_encoder_model(folder, observation_dim)[0]
+
+
+def read_encoder_model(folder: str | os.PathLike[str], observation_dim: int | None = None) -> tuple[Encoder, str]:
+    """An encoder with all its replicas, and the SHA-256 of its weights, see ``read_artifact``."""
+    model, digest = _load(folder, Encoder, "an encoder", observation_dim)
+    return cast(Encoder, model), digest

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dynarep.configs.params import Field, config
+from dynarep.configs.params import EnvironmentId, Field, config
 from dynarep.data.d4rl import environment_reference
 
 
@@ -52,7 +52,7 @@ class EnvironmentConfig:
         max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
     """
 
-    env: str
+    env: EnvironmentId
     env_options: dict[str, Any] = Field(default_factory=dict)
     observations: tuple[str, ...] | None = Field(default=None, min_length=1)
     noise: NoiseConfig | None = None
@@ -206,7 +206,13 @@ def make_environment(
 
     kind = family(env)
     _register(env, kind)
-    arguments = {**kind.options, **(options or {})} | ({"render_mode": render_mode} if render_mode else {})
+    options = dict(options or {})
+    if "render_mode" in options:
+        found = options["render_mode"]
+        raise EvaluationError(
+            f"env_options: render_mode: found {found!r:.100}, expected no such key; films are drawn off the screen"
+        )
+    arguments = {**kind.options, **options} | ({"render_mode": render_mode} if render_mode else {})
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r".*out of date.*", DeprecationWarning)

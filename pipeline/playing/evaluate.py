@@ -139,9 +139,9 @@ def snapshots_of(name: str, folder: Path) -> dict[str, Path]:
 def cards_behind(folder: Path, artifacts: Path) -> list[dict[str, Any]]:
     """Cards of the prepared datasets that a policy's metadata names, and of those they are made of."""
     metadata = folder / "metadata.json"
-    named = read_json(metadata).get("datasets", {}) if metadata.is_file() else {}
+    named = read_json(metadata).get("datasets", {}) if metadata.exists() else {}
     indices = [artifacts / "shards" / name / "index.json" for name in named]
-    provenances = [read_json(index).get("provenance", {}) for index in indices if index.is_file()]
+    provenances = [read_json(index).get("provenance", {}) for index in indices if index.exists()]
     return [card for provenance in provenances for card in provenance.get("cards", {}).values()]
 
 

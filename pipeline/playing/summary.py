@@ -97,9 +97,9 @@ def gather(artifacts: Path, entries: Collection[str] | None = None) -> dict[str,
         owners |= dict.fromkeys(returns["policies"], entry)
         found = {**returns, "policies": {**found.get("policies", {}), **returns["policies"]}}
         metadata = artifacts / "learn" / entry / "metadata.json"
-        kinds[entry] = str(read_json(metadata).get("kind")) if metadata.is_file() else ""
+        kinds[entry] = str(read_json(metadata).get("kind")) if metadata.exists() else ""
     demonstrations = artifacts / "demonstrate" / "metrics.json"
-    expert = read_json(demonstrations).get("returns") if demonstrations.is_file() else None
+    expert = read_json(demonstrations).get("returns") if demonstrations.exists() else None
     random = [policy for policy, entry in owners.items() if kinds[entry] == RANDOM_KIND]
     return {**found, "entries": owners, "kinds": kinds, "random": random, "demonstrations": expert}
 

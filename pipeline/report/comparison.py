@@ -169,6 +169,6 @@ def _facts(artifacts: Artifacts, section: str, name: str) -> dict[str, str]:
     if weights:
         found.append((f"{section}/{name}: weights", weights[:12]))
     path = artifacts.folder(section, name) / "metrics.json"
-    if path.is_file():
+    if path.exists():
         found += [(f"{section}/{name}: {key}", value) for key, value in flatten(read_json(path))]
     return dict(found)

@@ -32,7 +32,7 @@ def curves_section(artifacts: Artifacts) -> str:
 def _model(artifacts: Artifacts, section: str, name: str) -> str:
     """Curves of an entry, and of its phases."""
     folder = artifacts.folder(section, name)
-    paths = [path for path in (folder / "curves.tsv", *sorted(folder.glob("*/curves.tsv"))) if path.is_file()]
+    paths = [path for path in (folder / "curves.tsv", *sorted(folder.glob("*/curves.tsv"))) if path.exists()]
     if not paths:
         trained = artifacts.settings(section, name).get("training") is not None
         return note(f"not available: {artifacts.relative(folder / 'curves.tsv')}") if trained else ""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load
 
-from dynarep.configs.params import open_file, read_file
+from dynarep.configs.params import read_file
+from dynarep.data.readers.arrays import opened_archive
+from dynarep.data.schema import DataError
+from dynarep.data.shards import first_episode, open_dataset
 from dynarep.pipeline import stored
 from dynarep.pipeline.playing.scores import normalised_score, ranking
 from dynarep.pipeline.playing.summary import (
@@ -103,31 +104,37 @@ def read_table(path: Path, *columns: str) -> dict[str, list[str]]:
     missing = [column for column in columns if column not in header]
     if missing:
         raise ReportError(f"{path}: no column {missing[0]!r}; found {', '.join(header) or 'nothing'}")
+    if not rows:
+        raise ReportError(f"{path}: found no rows, expected some below the header")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise ReportError(f"{path}, line {number}: {len(row)} fields, expected {len(header)}")
     return {column: [row[i] for row in rows] for i, column in enumerate(header)}
 
 
-def numbers(path: Path, column: str, texts: Iterable[str]) -> NDArray[np.float64]:
-    """The column as numbers; an empty field is NaN."""
+def numbers(path: Path, column: str, texts: Sequence[str]) -> NDArray[np.float64]:
+    """The column as finite numbers; an empty field is NaN."""
     try:
-        return np.array([float(text) if text else math.nan for text in texts])
+        found = np.array([float(text or "nan") for text in texts])
     except ValueError as error:
         raise ReportError(f"{path}, column {column!r}: {error}") from None
+    for text, number in zip(texts, found, strict=True):
+        if text and not math.isfinite(number):
+            raise ReportError(f"{path}, column {column!r}: found {text}, expected finite numbers")
+    return found
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     """Arrays of an npz file, among them ``names``: texts, and numbers, finite but for a ``return`` that nobody recorded."""
+    if not path.exists():
+        raise MissingInputError(path)
     try:
-        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+        with opened_archive(path) as archive:
             arrays = dict(archive)
-    except FileNotFoundError:
-        raise MissingInputError(path) from None
-    except (
-        Exception
-    ) as error:  # ValueError, OSError, BadZipFile, EOFError, TypeError of a lone array, ... by the damage
-        raise ReportError(f"{path}: not a readable npz file: {error}") from None
+    except DataError as error:
+        raise ReportError(str(error)) from None
+    except Exception as error:  # ValueError, OSError, BadZipFile, zlib.error, ... by the damage
+        raise ReportError(f"{path}: cannot be read, the file may be truncated or damaged: {error}") from None
     missing = set(names) - set(arrays)
     if missing:
         raise ReportError(f"{path}: no array {min(missing)!r}; found {', '.join(arrays)}")
@@ -211,21 +218,18 @@ class Artifacts:
 
         Raises:
             MissingInputError: if they do not lie here.
+            ReportError: if the dataset is damaged.
         """
-        index = self.root / "shards" / dataset / "index.json"
-        shards = read_json(index).get("shards") or [{}]
-        path = index.parent / str(shards[0].get("file", "shard-000000.tar"))
+        folder = self.root / "shards" / dataset
+        if not (folder / "index.json").exists():
+            raise MissingInputError(folder / "index.json")
         try:
-            with open_file(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
-                for member in shard:
-                    content = shard.extractfile(member)
-                    if content is not None and member.name.endswith(".safetensors"):
-                        return np.asarray(load(content.read())["observations"], np.float32)
-        except FileNotFoundError:
-            raise MissingInputError(path) from None
-        except Exception as error:  # TarError, SafetensorError, KeyError, OSError, ... by the damage
-            raise ReportError(f"{path}: not a shard of episodes: {error}") from None
-        raise ReportError(f"{path}: holds no episode")
+            found = open_dataset(folder)
+            if not isinstance(found.location, Path):
+                raise MissingInputError(folder / found.shards[0].file)
+            return first_episode(found).observations
+        except DataError as error:
+            raise ReportError(str(error)) from None
 
     def relative(self, path: Path) -> str:
         """How the page names a file."""

@@ -109,7 +109,7 @@ def _paths(artifacts: Artifacts, scored: Scored, states: Array, demonstration: A
     """Paths of the best policy in which a learned space takes part, and of the best without; empty where none are kept."""
     chosen: dict[str, str] = {}
     for name in scored.learned:
-        if name == scored.entry(name) and (artifacts.folder("evaluate", name) / "paths.npz").is_file():
+        if name == scored.entry(name) and (artifacts.folder("evaluate", name) / "paths.npz").exists():
             chosen.setdefault("learned" if scored.lineage(name).learned else "unlearned", name)
     paths: list[tuple[str, Array]] = []
     for style, name in sorted(chosen.items()):

@@ -38,7 +38,7 @@ def spaces_section(artifacts: Artifacts) -> str:
     if not names:
         raise MissingInputError(artifacts.root / "pretrain" / "*" / "metadata.json")
     files = ("distance.tsv", "latents.npz")
-    shown = [name for name in names if any((artifacts.folder("pretrain", name) / file).is_file() for file in files)]
+    shown = [name for name in names if any((artifacts.folder("pretrain", name) / file).exists() for file in files)]
     rest = [named(name, artifacts.kind("pretrain", name)) for name in names if name not in shown]
     html = "".join(_space(artifacts, name) for name in shown) + _actions(artifacts, names)
     if rest:
@@ -73,7 +73,7 @@ def _actions(artifacts: Artifacts, names: Sequence[str]) -> str:
 def _space(artifacts: Artifacts, name: str) -> str:
     title = named(name, artifacts.kind("pretrain", name))
     parts = or_missing(_distance, artifacts, name) + or_missing(_maps, artifacts, name)
-    if (artifacts.folder("pretrain", name) / "model_error.tsv").is_file():
+    if (artifacts.folder("pretrain", name) / "model_error.tsv").exists():
         parts += _model_error(artifacts, name)
     if (artifacts.folder("pretrain", name) / "value.tsv").is_file():
         parts += _value(artifacts, name)
@@ -87,8 +87,6 @@ def read_distances(artifacts: Artifacts, name: str) -> dict[str, dict[str, NDArr
     rows = read_table(path, "space", *columns)
     values = {column: numbers(path, column, rows[column]) for column in columns}
     spaces = np.array(rows["space"])
-    if not len(spaces):
-        raise ReportError(f"{path}: no rows")
     order = np.argsort(values["k"], kind="stable")
     return {
         str(space): {column: values[column][order][spaces[order] == space] for column in columns}
@@ -108,11 +106,9 @@ def _log_scales(axes: Axes) -> None:
 
 
 def _series(artifacts: Artifacts, name: str, table: str, *columns: str) -> list[NDArray[np.float64]]:
-    """Columns of a table of numbers beside an encoder, which has rows."""
+    """Columns of a table of numbers beside an encoder."""
     path = artifacts.folder("pretrain", name) / table
     rows = read_table(path, *columns)
-    if not rows[columns[0]]:
-        raise ReportError(f"{path}: no rows")
     return [numbers(path, column, rows[column]) for column in columns]
 
 

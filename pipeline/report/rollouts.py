@@ -30,7 +30,7 @@ def rollouts_section(artifacts: Artifacts, scored: Scored) -> str:
     found = [
         _Film(name, folder, _read(folder / "clip.json"))
         for name, folder in folders.items()
-        if (folder / "clip.json").is_file()
+        if (folder / "clip.json").exists()
     ]
     if not found:
         return note("no films: the evaluation was asked for none; evaluate.clips: {} in params.yaml asks for some")
@@ -104,6 +104,11 @@ def _or_missing(artifacts: Artifacts, film: _Film, score: str, episode: tuple[fl
 def _film(film: _Film, score: str, episode: tuple[float, int] | None) -> str:
     clip = film.facts
     content, (width, height) = _strip(film.folder / str(clip["file"]))
+    if height % clip["frames"]:
+        raise ReportError(
+            f"{film.folder / 'clip.json'}: frames: found {clip['frames']}, expected as many as {clip['file']} shows in "
+            f"{height} rows"
+        )
     frame = f"aspect-ratio:{width}/{height / clip['frames']:g}"
     shown = f"{'all' if clip['ended'] else 'first'} {count(clip['steps'], 'step')} shown"
     shown += "" if clip["reward"] is None else f", return {clip['reward']:,.0f}"

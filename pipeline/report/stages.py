@@ -44,7 +44,7 @@ def stages_section(artifacts: Artifacts, scored: Scored) -> str:
 def dataset_text(artifacts: Artifacts, name: str) -> str:
     """A dataset in a sentence, with its size where that is known."""
     path = artifacts.root / "shards" / name / "index.json"
-    return f"{name} ({count(read_json(path)['transitions'], 'transition')})" if path.is_file() else name
+    return f"{name} ({count(read_json(path)['transitions'], 'transition')})" if path.exists() else name
 
 
 def _datasets(artifacts: Artifacts) -> str:
@@ -55,7 +55,7 @@ def _datasets(artifacts: Artifacts) -> str:
     rows = []
     for name in used:
         path = artifacts.root / "shards" / name / "index.json"
-        if path.is_file():
+        if path.exists():
             index = read_json(path)
             returns, episodes = index["returns"], sum(len(shard["episodes"]) for shard in index["shards"])
             mean, best = "–", "–"
@@ -99,7 +99,7 @@ def _input(artifacts: Artifacts, section: str, name: str, key: str) -> str:
 
 def _metrics(artifacts: Artifacts, section: str, name: str) -> str:
     path = artifacts.folder(section, name) / "metrics.json"
-    if section == "learn" and not path.is_file():
+    if section == "learn" and not path.exists():
         return ""
     rows = flatten(read_json(path))
     title = f"{section}/{name}: metrics"

@@ -170,7 +170,7 @@ def _distance(artifacts: Artifacts, scored: Scored) -> str:
     for name in artifacts.names("pretrain"):
         if artifacts.kind("pretrain", name) in UNLEARNED_KINDS:
             continue
-        if not (artifacts.folder("pretrain", name) / "distance.tsv").is_file():
+        if not (artifacts.folder("pretrain", name) / "distance.tsv").exists():
             continue
         distances = read_distances(artifacts, name)
         own = next(iter(distances.values()))

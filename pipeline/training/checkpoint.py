@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,14 +28,23 @@ def is_sealed(path: Path) -> bool:
     return mark.is_file() and read_file(mark, 64).decode() == _digest(path)
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a training kept of itself, without a pickle.
+
+    Raises:
+        ValueError: if the checkpoint is not what was written; reading it raises other errors by the damage.
+    """
+    if not is_sealed(path):
+        raise ValueError("it is not what was written")
+    return dict(torch.load(path, map_location="cpu", weights_only=True)["dynarep"])
+
+
 def saved_updates(path: Path, key: str, code: str) -> int | None:
     """How many updates the checkpoint holds, if it belongs to this training; where one does not, say why."""
     if not path.exists():
         return None
     try:
-        if not is_sealed(path):
-            raise ValueError("it is not what was written")
-        kept = torch.load(path, map_location="cpu", weights_only=True)["dynarep"]
+        kept = read_checkpoint(path)
         if kept["key"] == key and kept["code"] == code:
             return int(kept["updates"])
         reason = f"it was made with other {'code' if kept['key'] == key else 'settings, seeds or data'}"

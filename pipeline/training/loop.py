@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from dynarep.data.folders import disk_errors_named
 from dynarep.pipeline.artifacts.storage import save_model
 from dynarep.pipeline.method import Sources
 from dynarep.pipeline.sources import Source, SourceError
@@ -85,6 +86,7 @@ class TrainingLoop(pl.LightningModule):
         self.saved_updates = 0
         self._generator_seed = seed
         self._resumed: dict[str, Any] | None = None
+        self.training_began = False
 
     @property
     def kept(self) -> nn.Module:
@@ -127,6 +129,10 @@ class TrainingLoop(pl.LightningModule):
     def _trained(self) -> list[nn.Parameter]:
         optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
         return [p for group in optimizer.param_groups for p in group["params"]]
+
+    def on_train_start(self) -> None:
+        """All that a checkpoint holds has been taken back."""
+        self.training_began = True
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """The updates of a chunk, or of what is left of one; ``batch`` is a placeholder."""
@@ -261,11 +267,12 @@ class Checkpoint(pl.Callback):
         due = trainer.should_stop or pl_module.updates % every == 0
         if due and all(bool(p.isfinite().all()) for p in pl_module.parameters()):
             temporary = self.path.with_suffix(".tmp")
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                self.path.with_suffix(".sha256").unlink(missing_ok=True)
-                temporary.replace(self.path)
-                seal(self.path)
+            with disk_errors_named(self.path):
+                trainer.save_checkpoint(temporary)
+                if trainer.is_global_zero:
+                    self.path.with_suffix(".sha256").unlink(missing_ok=True)
+                    temporary.replace(self.path)
+                    seal(self.path)
             pl_module.last_checkpoint, pl_module.saved_updates = self.path, pl_module.updates
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -312,7 +319,8 @@ def train(
     Raises:
         NonFiniteLossError: if a loss or metric is not finite.
         SourceError: if the source cannot go on; a checkpoint holds what was trained until then.
-        ValueError: if the batch cannot be shared among the processes, or another number of them runs.
+        ValueError: if the batch cannot be shared among the processes, or another number of them runs; if a checkpoint that is
+            what was written cannot be taken back.
         KeyboardInterrupt: on SIGINT (Ctrl-C) or SIGTERM; the message says at which update, and what was saved.
     """
     name, output, checkpoints, seed = run.name, run.output, run.checkpoints, run.seed
@@ -354,6 +362,13 @@ def train(
             trainer.fit(module, chunks, ckpt_path=resume, weights_only=True)
         except SystemExit:  # Lightning's answer to a KeyboardInterrupt, at a second signal
             raise KeyboardInterrupt(_where(module, name)) from None
+        except Exception as error:
+            if resume is None or module.training_began:
+                raise
+            problem = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"{relative(resume)}: cannot be resumed from ({problem}); delete it to start anew"
+            ) from error
     if module.failure is not None:
         raise SourceError(f"{module.failure}; {_where(module, name)}") from module.failure
     if module.updates < training.updates:
