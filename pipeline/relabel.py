@@ -55,7 +55,7 @@ def relabel(
 
     Args:
         entry: the method.
-        dataset: the episodes to reward; their true rewards, if any, serve the metrics alone.
+        dataset: the episodes to reward; their true rewards, if any, are used only in metrics.
         demonstrations: expert episodes.
         encoder: the one that the entry names, if any.
         run: names, seeds and folders, for a method that is trained.

@@ -209,6 +209,39 @@ def test_init_lays_out_a_project_whose_parts_fit(
         assert (project / path).exists()
     assert init(command) == 1
     assert "params.yaml: is there; name another --folder" in capsys.readouterr().err
+    if numbered:
+        for name in ("params.yaml", "dvc.yaml", "configs"):
+            (shutil.rmtree if name == "configs" else Path.unlink)(project / name)
+        assert init(command) == 1
+        assert "mine-demonstrations: is there; name another --folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_project_of_init_runs_to_its_report_without_an_environment(here: Path, recorded: Path) -> None:
+    shutil.copy(recorded, here / "mine.hdf5")
+    assert init(["mine.hdf5", "--demonstrations", "12", "--folder", "project"]) == 0
+    project = here / "project"
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    for section in ("pretrain", "learn"):
+        for entry in values[section].values():
+            if "training" in entry:
+                entry["training"] = {"updates": 20, "batch_size": 16, "compile": False}
+    values["learn"]["weighted"]["baseline"] = {"updates": 20, "batch_size": 16, "compile": False}
+    values["evaluate"]["recording"]["fitted_q"] = {"gamma": 0.5, "hidden": [8], "training": {"updates": 200}}
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=project, check=True)
+    done = run("run", cwd=project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "recording mine-held-out: 1 replicas, 1 episodes" in done.stdout
+    scores = json.loads((project / "artifacts" / "report" / "metrics.json").read_text())
+    assert set(scores) == {"weighted", "bc", "random"}
+    for found in scores.values():
+        assert found["action_error"] is not None
+        assert found["fitted_q"] is not None
+        assert found["recording_seen"] is False
+        assert found["return_mean"] is None
+    assert (project / "artifacts" / "report" / "index.html").is_file()
 
 
 def test_the_project_of_init_is_the_example_without_its_recorder() -> None:

@@ -496,6 +496,9 @@ def test_without_films_the_page_says_why(artifacts: Path) -> None:
     for folder in folders:
         (folder / "clip.json").unlink()
     assert "no films: the evaluation was asked for none" in build(artifacts).text
+    for path in (artifacts / "evaluate").glob("*/returns.json"):
+        write(path, json.dumps({**json.loads(path.read_text()), "env": "none"}))
+    assert "no films: there is no environment" in build(artifacts).text
 
 
 def test_entries_and_their_inputs(artifacts: Path) -> None:

@@ -41,9 +41,9 @@ def load(path: Path, card: DatasetCard) -> list[Part]:
     described = metadata(path)
     main = files(path)[0]
     with opened(main) as file:
-        found = numbered((name for name in file if name.startswith("episode_")), "episode_", str(main))
-        names = list(found.values())
-        if missing := sorted(set(range(len(found))) - set(found)):
+        by_number = numbered((name for name in file if name.startswith("episode_")), "episode_", str(main))
+        names = list(by_number.values())
+        if missing := sorted(set(range(len(names))) - set(by_number)):
             raise DataError(f"{main}: found {names[-1]}, but no episode_{missing[0]}; expected episodes without a gap")
         parts = [whole(f"{main}: {name}", name, partial(_columns, file, main, name, card)) for name in names]
     counts = {"total_episodes": len(parts)}

@@ -44,7 +44,7 @@ class EncoderSpec:
 
     Args:
         observation_dim: numbers in one raw observation.
-        action_dim: numbers in one action; 0 for an encoder of observations alone.
+        action_dim: numbers in one action; 0 for an encoder that reads only observations.
     """
 
     observation_dim: int
@@ -164,7 +164,7 @@ class PretrainedModel(nn.Module, Generic[M]):
         Args:
             name: of the data, for the message.
             observation_dim: numbers in its observations.
-            action_dim: numbers in its actions, 0 if it has none; ignored by a model of observations alone.
+            action_dim: numbers in its actions, 0 if it has none; ignored by a model that reads only observations.
 
         Raises:
             ArtifactError: if sizes differ; with those found, those expected, and the name of the artifact.
@@ -429,7 +429,7 @@ class PretrainedEncoder(PretrainedModel[Encoder]):
 
 
 class PretrainedIntent(PretrainedEncoder):
-    """Where a state lies: psi of an intent encoder, or the points of any other encoder that reads observations alone.
+    """Where a state lies: psi of an intent encoder, or the points of any other encoder that reads only observations.
 
     Args:
         model: an encoder of states.
@@ -523,7 +523,7 @@ class PretrainedIntent(PretrainedEncoder):
 
 
 class PretrainedDynamics(PretrainedEncoder):
-    """phi(s, a), and with mu(s') how much likelier s' follows than it occurs.
+    """phi(s, a), and with mu(s') how much more likely s' follows than it occurs.
 
     Args:
         model: an encoder of states and actions.

@@ -11,7 +11,15 @@ from typing import Any
 
 from dynarep.pipeline.playing.summary import headline
 from dynarep.pipeline.report.html import count, data_uri, listing, missing_note, note
-from dynarep.pipeline.report.inputs import Artifacts, MissingInputError, ReportError, Scored, read_bytes, read_json
+from dynarep.pipeline.report.inputs import (
+    NONE,
+    Artifacts,
+    MissingInputError,
+    ReportError,
+    Scored,
+    read_bytes,
+    read_json,
+)
 
 EXPERT = "demonstrations"
 
@@ -32,6 +40,8 @@ def rollouts_section(artifacts: Artifacts, scored: Scored) -> str:
         for name, folder in folders.items()
         if (folder / "clip.json").exists()
     ]
+    if not found and scored.raw["env"] == NONE:
+        return note("no films: there is no environment")
     if not found:
         return note("no films: the evaluation was asked for none; evaluate.clips: {} in params.yaml asks for some")
     filmed = {film.name for film in found}

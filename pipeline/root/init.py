@@ -131,6 +131,8 @@ def _part(
     low, high = recording.bounds
     bounds: dict[str, Any] = {"action_low": list(low), "action_high": list(high)} if low else {}
     place = folder / "recordings" / name
+    if place.exists():
+        raise DataError(f"{place}: is there; name another --folder")
     write_episodes(place, [episodes[number] for number in numbers], env=recording.env, **bounds)
     values = {"path": f"recordings/{name}", "format": "prepared", **bounds}
     return RecordingTarget(name, values, place, [])
