@@ -794,5 +794,5 @@ def test_a_world_model_s_error_is_drawn_where_there_is_one(artifacts: Path) -> N
     assert len(plots) == drawn + 1
     assert "Error of the model intent against steps ahead: 0.125 at k = 5" in plots
     path.write_text("k\terror\tstaying\n")
-    with pytest.raises(ReportError, match=r"model_error.tsv: no rows"):
+    with pytest.raises(ReportError, match=r"model_error.tsv: found no rows"):
         build(artifacts)

@@ -72,7 +72,7 @@ def cloning_weights(advantage: Tensor, temperature: float, max_weight: float) ->
 
 def judges_episodes(returns: Tensor, lengths: list[int]) -> bool:
     """Whether G (R, N) is the same for all steps of each episode; ``lengths`` of them, some above 1."""
-    return max(lengths) > 1 and all(bool((part == part[:, :1]).all()) for part in returns.split(lengths, 1))
+    return max(lengths) > 1 and all(bool((part == part[:, :1]).all()) for part in torch.split(returns, lengths, 1))
 
 
 class Baseline(nn.Module):
