@@ -107,8 +107,6 @@ class Metadata:
     saw: dict[str, str] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.stage is None and self.kind is None:
-            raise ValueError("stage, kind: found neither, expected what made the artifact, or what it is")
         for section in ("pretrain", "relabel", "learn"):
             entries = self.params.get(section)
             values = entries.values() if isinstance(entries, dict) else [entries]

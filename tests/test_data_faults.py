@@ -417,7 +417,7 @@ def test_a_subset_of_a_robomimic_file_is_read_by_its_filter_key(tmp_path: Path) 
         read(path, card("robomimic", **keys, subset="test"))
     with h5py.File(path, "a") as file:
         file["mask/broken"] = np.array([b"demo_9"])
-    with pytest.raises(DataError, match="mask/broken: found demo_9, expected names of groups in data, such as demo_0"):
+    with pytest.raises(DataError, match="mask/broken: found 'demo_9', expected names of groups in data, each once"):
         read(path, card("robomimic", **keys, subset="train"))
 
 

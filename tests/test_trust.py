@@ -322,7 +322,6 @@ def test_returns_are_read(tmp_path: Path) -> None:
         ("clip.json", {"seconds_per_frame": 0}, "seconds_per_frame: found 0"),
         ("clip.json", {"seconds_per_frame": 1, "file": "../../etc/passwd.webp"}, "file: found '../../etc"),
         ("clip.json", {"seconds_per_frame": 1, "frames": 0}, "frames: found 0"),
-        ("metadata.json", {}, "stage, kind: found neither"),
         ("metadata.json", {**METADATA, "params": {"learn": []}}, r"params\.learn: found \[\], expected a map"),
         ("metadata.json", {**METADATA, "datasets": "x"}, "datasets: found 'x'"),
         ("metadata.json", {**METADATA, "saw": {"a": 5}}, r"saw\.a: found 5"),
