@@ -100,9 +100,52 @@ class Factorisation(Encoder):
 
 
 class FactorisationMethod(EncoderMethod):
-    """Learner of a ``Factorisation``, whose configuration has ``noise`` and ``absorbing``."""
+    """Learner of a ``Factorisation``, whose configuration has ``hidden``, ``feature_dim``, ``noise`` and ``absorbing``.
+
+    Args:
+        c: hyper-parameters.
+        replicas: R.
+        observation_mean: of the data, with the absorbing bit if there is one.
+        observation_std: likewise.
+        action_dim: numbers in an action.
+        absorbing: whether observations have the bit.
+        action_low: bounds of actions; None: they are read as they are.
+        action_high: likewise.
+    """
 
     encoder: Factorisation
+
+    def __init__(
+        self,
+        c: Any,
+        replicas: int,
+        observation_mean: Tensor,
+        observation_std: Tensor,
+        action_dim: int,
+        *,
+        absorbing: bool = False,
+        action_low: tuple[float, ...] | None = None,
+        action_high: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = c
+        self.encoder = self.model(
+            c,
+            replicas=replicas,
+            observation_dim=observation_mean.shape[-1] - absorbing,
+            action_dim=action_dim,
+            hidden=c.hidden,
+            feature_dim=c.feature_dim,
+            absorbing=absorbing,
+            action_low=action_low,
+            action_high=action_high,
+        )
+        self.encoder.normaliser = Normaliser(observation_mean, observation_std)
+
+    @classmethod
+    @abstractmethod
+    def model(cls, c: Any, **sizes: Any) -> Factorisation:
+        """An untrained encoder, for all fields of the architecture that kinds share."""
 
     @classmethod
     def needs(cls, c: Any) -> Needs:

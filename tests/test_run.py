@@ -1,6 +1,8 @@
 import json
 import math
 import signal
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -272,3 +274,31 @@ def test_a_stage_that_fails_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         stage_main("report", report.main, ["--params", str(project(tmp_path, "report: {titel: a}"))])
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_of_two_programs_on_one_stage_one_refuses_and_nothing_is_mixed(tmp_path: Path) -> None:
+    project(tmp_path)
+    first = (
+        "import sys; from pathlib import Path; from dynarep.pipeline.run import Stage\n"
+        "with Stage('report', Path('params.yaml')).output() as folder:\n"
+        "    (folder / 'file').write_text('first')\n"
+        "    print('inside', flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", first], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "inside\n"
+        stage = Stage("report", tmp_path / "params.yaml")
+        with (
+            pytest.raises(ValueError, match=r"artifacts/report: another program is at work on this stage \("),
+            stage.output() as folder,
+        ):
+            (folder / "file").write_text("second")
+        program.communicate("\n")
+    assert program.returncode == 0
+    assert contents(stage.destination) == {"file": "first"}
+    with stage.output() as folder:
+        (folder / "file").write_text("second")
+    assert contents(stage.destination) == {"file": "second"}

@@ -75,7 +75,7 @@ def _space(artifacts: Artifacts, name: str) -> str:
     parts = or_missing(_distance, artifacts, name) + or_missing(_maps, artifacts, name)
     if (artifacts.folder("pretrain", name) / "model_error.tsv").exists():
         parts += _model_error(artifacts, name)
-    if (artifacts.folder("pretrain", name) / "value.tsv").is_file():
+    if (artifacts.folder("pretrain", name) / "value.tsv").exists():
         parts += _value(artifacts, name)
     return f'<h3>{escape(title)}</h3>\n<div class="panels">{parts}</div>\n'
 

@@ -29,7 +29,7 @@ from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.factorisation import Factorisation, FactorisationMethod, NoiseStates, noise_states
 from dynarep.pipeline.method import Sources
 from dynarep.pipeline.nn.functional import Losses
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP
 
 
 @config
@@ -136,34 +136,10 @@ class Dynamics(FactorisationMethod):
     Config = DynamicsConfig
     shown = ("loss", "normalisation")
 
-    def __init__(
-        self,
-        c: DynamicsConfig,
-        replicas: int,
-        observation_mean: Tensor,
-        observation_std: Tensor,
-        action_dim: int,
-        *,
-        absorbing: bool = False,
-        action_low: tuple[float, ...] | None = None,
-        action_high: tuple[float, ...] | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = c
-        self.encoder = DynamicsEncoder(
-            DynamicsArchitecture(
-                replicas=replicas,
-                observation_dim=observation_mean.shape[-1] - absorbing,
-                action_dim=action_dim,
-                hidden=c.hidden,
-                feature_dim=c.feature_dim,
-                positive=c.loss != "quadratic",
-                absorbing=absorbing,
-                action_low=action_low,
-                action_high=action_high,
-            )
-        )
-        self.encoder.normaliser = Normaliser(observation_mean, observation_std)
+    @classmethod
+    def model(cls, c: DynamicsConfig, **sizes: Any) -> DynamicsEncoder:
+        """Untrained phi and mu."""
+        return DynamicsEncoder(DynamicsArchitecture(**sizes, positive=c.loss != "quadratic"))
 
     def batch(self, sources: Sources, generator: torch.Generator) -> ContrastiveBatch:
         """Uniform transitions, and as many noise states."""

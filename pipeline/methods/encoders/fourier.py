@@ -33,7 +33,7 @@ from dynarep.data.resident import Batch
 from dynarep.pipeline.factorisation import Factorisation, FactorisationMethod, NoiseStates, noise_states
 from dynarep.pipeline.method import Phase, Sources
 from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob
-from dynarep.pipeline.nn.networks import MLP, Normaliser
+from dynarep.pipeline.nn.networks import MLP
 
 FITTED = 20_000
 """Transitions, and noise states, to which W is fitted at most."""
@@ -165,34 +165,14 @@ class Fourier(FactorisationMethod):
     shown = ("loss", "squared_error")
     encoder: FourierEncoder
 
-    def __init__(
-        self,
-        c: FourierConfig,
-        replicas: int,
-        observation_mean: Tensor,
-        observation_std: Tensor,
-        action_dim: int,
-        *,
-        absorbing: bool = False,
-        action_low: tuple[float, ...] | None = None,
-        action_high: tuple[float, ...] | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = c
-        self.encoder = FourierEncoder(
-            FourierArchitecture(
-                replicas=replicas,
-                observation_dim=observation_mean.shape[-1] - absorbing,
-                action_dim=action_dim,
-                hidden=c.hidden,
-                feature_dim=c.feature_dim,
-                absorbing=absorbing,
-                action_low=action_low,
-                action_high=action_high,
-            )
-        )
-        self.encoder.normaliser = Normaliser(observation_mean, observation_std)
+    def __init__(self, *arguments: Any, **bounds: Any) -> None:
+        super().__init__(*arguments, **bounds)
         self.log_std = nn.Parameter(torch.zeros_like(self.encoder.width))
+
+    @classmethod
+    def model(cls, c: FourierConfig, **sizes: Any) -> FourierEncoder:
+        """An untrained f, with features of unit width."""
+        return FourierEncoder(FourierArchitecture(**sizes))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """F and sigma, at rates that decay; that of sigma is ten times as large, so that small budgets do for it."""

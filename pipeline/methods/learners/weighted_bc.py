@@ -14,6 +14,9 @@ units. With V a transition is compared with others of similar states. Without it
 cloned, even where nothing near pays more, and the policy does not know what to do there. A is divided by its deviation over all
 transitions, so the unit of the rewards does not matter. At least a share 1 / b of the transitions has the largest weight, so none
 weighs more than b times the mean.
+
+Rewards that are the same for all steps of an episode judge episodes (``judges_episodes``). Then V is left out: it would compare
+a poor episode with others at the states that only poor ones reach, and have them cloned as much as the best.
 """
 
 from __future__ import annotations

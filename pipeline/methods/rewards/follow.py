@@ -10,8 +10,7 @@ there; how long an episode stays near the demonstration tells good from bad.
 | else r_t = sum_i exp(-d(s_i, e) / tau) / m for all steps of an episode | ``Follow.against``, ``search.Search`` |
 
 d is the distance to the nearest expert state, tau its median over the dataset, m the length of the demonstration. A reward that
-is the same for all steps of an episode judges episodes;
-``weighted_bc`` then compares episodes, not transitions of similar states.
+is the same for all steps of an episode judges episodes; ``weighted_bc`` then compares whole episodes.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def repeats(expert: Tensor, steps: int) -> Tensor:
     """
     time = torch.arange(expert.shape[1], device=expert.device)
     soon = (time - time.unsqueeze(1)).abs() <= 2 * steps
-    others = torch.cdist(expert, expert).masked_fill(soon, torch.inf).amin(2)
+    others = torch.stack([torch.cdist(x, x).masked_fill(soon, torch.inf).amin(1) for x in expert])
     unit = step_lengths(expert, torch.full((len(expert),), expert.shape[1]))
     return (others <= steps * unit.unsqueeze(1)).float().mean(1)
 
