@@ -88,11 +88,13 @@ class Reward(Method):
 
     Class attributes:
         reads: spaces of the encoder that it reads beside the one that the entry names.
+        tempered: whether its rewards are exponentials of costs at a temperature, so that they can saturate.
     """
 
     room = "rewards"
     trains = False
     reads: ClassVar[tuple[str, ...]] = ()
+    tempered: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod

@@ -158,6 +158,7 @@ class Search(Comparison):
     """A reward from the nearest expert state. Several experts are one pool: each state takes its own best expert."""
 
     Config = SearchConfig
+    tempered = True
 
     def __init__(self, c: SearchConfig, world: Judgement) -> None:
         if c.divide_by_action_dim and world.dataset.spec.action_dim == 0:

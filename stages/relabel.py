@@ -6,9 +6,11 @@ from dynarep.pipeline.run import Stage, stage_main
 def main(stage: Stage) -> None:
     """Write rewards, returns and examples into ``artifacts/relabel/<entry>``."""
     import sys
+    from typing import cast
 
     from dynarep.data.shards import write_rewards
     from dynarep.pipeline.agreement import remarks, write_examples
+    from dynarep.pipeline.labelling import Reward
     from dynarep.pipeline.relabel import relabel
     from dynarep.pipeline.tables import write_json, write_table
     from dynarep.pipeline.training.board import board, coupling_figure
@@ -27,7 +29,7 @@ def main(stage: Stage) -> None:
             with board(run.logs) as writer:
                 for step, coupling in enumerate(coupled):
                     writer.add_figure("coupling", coupling_figure(coupling), step)
-        doubts = remarks(result.metrics, result.rewards, tempered=hasattr(entry.config, "temperature"))
+        doubts = remarks(result.metrics, result.rewards, tempered=cast(type[Reward], entry.method).tempered)
         write_json(folder / "metrics.json", {**result.metrics, **({"remarks": doubts} if doubts else {})})
         for remark in doubts:
             print(f"{stage.name}: {remark}", file=sys.stderr)

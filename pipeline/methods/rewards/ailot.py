@@ -140,6 +140,7 @@ class AILOT(Comparison):
     """Rewards by AILOT."""
 
     kind = "ailot"
+    tempered = True
     Config = AILOTConfig
 
     @property

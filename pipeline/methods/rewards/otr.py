@@ -103,6 +103,7 @@ class OTR(Comparison):
     """Rewards by OTR."""
 
     kind = "otr"
+    tempered = True
     Config = OTRConfig
 
     def against(

@@ -120,6 +120,7 @@ class RND(Reward):
     """Rewards by the error of a predictor trained on the transitions of all demonstrations."""
 
     kind = "rnd"
+    tempered = True
     Config = RNDConfig
     trains = True
 
