@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,9 +63,8 @@ class CubeExpert:
     """OGBench's rule without memory: above the cube, down, grasp, lift, carry, put down."""
 
     def __init__(self, env: Any) -> None:
-        from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
-
-        self.env, self.rule = env.unwrapped, CubeMarkovOracle(env=env)
+        rules = import_module("ogbench.manipspace.oracles.markov.cube_markov")
+        self.env, self.rule = env.unwrapped, rules.CubeMarkovOracle(env=env)
         self.rule.reset(None, None)
 
     def aim(self) -> None:
@@ -83,7 +84,7 @@ class CubeExpert:
         return bool(self.rule.done)
 
 
-EXPERTS = {"pointmaze": MazeExpert, "cube": CubeExpert}
+EXPERTS: dict[str, Callable[[Any], Expert]] = {"pointmaze": MazeExpert, "cube": CubeExpert}
 
 
 def record(
@@ -141,8 +142,8 @@ def write(path: Path, columns: dict[str, NDArray[Any]]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Record play and a demonstration."""
     import gymnasium
-    import ogbench  # noqa: F401
 
+    import_module("ogbench")  # registers its environments
     parser = argparse.ArgumentParser(description="Record OGBench's experts.")
     parser.add_argument("task", help="pointmaze-medium, pointmaze-large, pointmaze-giant or cube-single")
     parser.add_argument("folder", type=Path)
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     if family not in EXPERTS:
         parser.error(f"task: found {args.task!r}, expected one of {', '.join(EXPERTS)}")
     args.folder.mkdir(parents=True, exist_ok=True)
-    free = {"pointmaze": {}, "cube": {"mode": "data_collection"}}[family]
+    free: dict[str, Any] = {"pointmaze": {}, "cube": {"mode": "data_collection"}}[family]
     env = gymnasium.make(f"{args.task}-v0", terminate_at_goal=False, max_episode_steps=args.steps, **free)
     play = record(env, EXPERTS[family](env), args.episodes, args.steps, args.noise, args.seed)
     write(args.folder / f"{args.task}-play.hdf5", play)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynarep.data.sampling import window
 from dynarep.data.schema import DataError, Episode
 
 if TYPE_CHECKING:
@@ -33,6 +34,23 @@ class Batch:
     rewards: Tensor | None
     terminated: Tensor
     next_observations: Tensor
+
+
+@dataclass(frozen=True)
+class Windows:
+    """H transitions in a row, from B starts of R replicas.
+
+    Args:
+        start: s_0, (R, B, observation_dim).
+        actions: a_0..a_{H-1}, (R, B, H, action_dim).
+        following: s_1..s_H, (R, B, H, observation_dim).
+        within: (R, B, H), 1.0 where a transition belongs to the episode of the first one, else 0.0.
+    """
+
+    start: Tensor
+    actions: Tensor
+    following: Tensor
+    within: Tensor
 
 
 class TransitionTable:
@@ -126,6 +144,15 @@ class TransitionTable:
             terminated=parts[3].squeeze(-1),
             next_observations=parts[2],
         )
+
+    def windows(self, rows: Tensor, steps: int) -> Windows:
+        """The ``steps`` transitions from each of ``rows`` (R, B) on; beyond the end of an episode its last one stands."""
+        index, within = self._window(rows, steps)
+        b = self.gather(index)
+        return Windows(b.observations[:, :, 0], b.actions, b.next_observations, within)
+
+    def _window(self, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        return window(rows, self.last[rows], steps)
 
     def random_rows(self, replicas: int, count: int, generator: torch.Generator) -> Tensor:
         """Independent uniform rows for each replica: (replicas, count) int64."""

@@ -177,6 +177,7 @@ class Method(nn.Module):
         Config: its hyper-parameters.
         trains: whether its entry has a ``training``; a closed form has none.
         shown: one or two metrics that tell whether it learns.
+        watches_gradients: whether the norm of its gradient is a metric, too.
     """
 
     room: ClassVar[str]
@@ -184,6 +185,7 @@ class Method(nn.Module):
     Config: ClassVar[type]
     trains: ClassVar[bool] = True
     shown: ClassVar[Sequence[str]] = ("loss",)
+    watches_gradients: ClassVar[bool] = False
     config: Any
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -21,7 +21,7 @@ from dynarep.pipeline.entries import Entry
 from dynarep.pipeline.method import Sources
 from dynarep.pipeline.methods.encoders.world_model import WorldModelArchitecture, WorldModelEncoder
 from dynarep.pipeline.methods.rewards.cdred import CDRED, CDREDConfig, StepBatch
-from dynarep.pipeline.nn.distillation import CoupledDistillation, bonus, coupled_reward, of_drawn
+from dynarep.pipeline.nn.distillation import CoupledDistillation, DistillationConfig, bonus, coupled_reward, of_drawn
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.relabel import Relabelling, judgement, relabel
 from dynarep.pipeline.training.config import TrainingConfig
@@ -31,7 +31,7 @@ from tests.entries import CPU, a_run, entry, raw, standardised
 ROOT = Path(__file__).parents[1]
 UNTRAINED = Run("relabel/name", 0, 1, Path("nowhere"), Path("nowhere"))
 A, ZETA = 0.9, 0.8
-SMALL: dict[str, Any] = {"hidden": (32, 32), "target_hidden": (32,), "outputs": 16}
+SMALL: dict[str, Any] = {"hidden": (32, 32), "target_hidden": (32,), "embedding_dim": 16}
 
 
 def test_the_mean_of_n_drawn_targets_estimates_one_over_n() -> None:
@@ -96,7 +96,7 @@ def test_targets_that_agree_leave_the_bonus_finite() -> None:
 
 def networks(replicas: int = 2, inputs: int = 3) -> CoupledDistillation:
     torch.manual_seed(0)
-    return CoupledDistillation(replicas, inputs, **SMALL)
+    return CoupledDistillation(replicas, inputs, DistillationConfig(**SMALL))
 
 
 def test_errors_are_those_of_plain_numpy() -> None:
@@ -130,7 +130,7 @@ def test_targets_stay_and_are_part_of_the_state() -> None:
     model = networks()
     names = [name for name in model.state_dict() if name.startswith("targets")]
     assert names
-    other = CoupledDistillation(2, 3, **SMALL)
+    other = CoupledDistillation(2, 3, DistillationConfig(**SMALL))
     other.load_state_dict(model.state_dict())
     points = torch.randn(2, 4, 3)
     assert all(map(torch.equal, model.predictions(points), other.predictions(points)))

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dynarep.data.card import make_card
-from dynarep.data.readers import read
 
 from benchmarks.play import MazeExpert, record, write
+from dynarep.data.card import make_card
+from dynarep.data.readers import read
 
 
 class Line:

@@ -41,6 +41,7 @@ SIZES: dict[str, Any] = {
     "action_low": (-1.0, 0.0),
     "action_high": (1.0, 5.0),
     "hidden": (8,),
+    "policy_hidden": (8,),
     "feature_dim": 4,
     "latent_dim": 8,
 }
@@ -98,7 +99,8 @@ def test_an_unknown_kind_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ParamsError, match="here: found 'gail', expected one of bc, "):
         find_method("learners", "gail", "here")
     with pytest.raises(
-        ParamsError, match="here: found None, expected one of deterministic, squashed_gaussian, uniform"
+        ParamsError,
+        match="here: found None, expected one of deterministic, latent_gaussian, squashed_gaussian, uniform",
     ):
         find_model("policies", None, "here")
 
@@ -201,7 +203,7 @@ def test_a_learner_makes_a_policy(kind: str) -> None:
     if needs.environment is not None:
         replay = ReplayTable(2, 36, observation_dim=3, action_dim=2, device="cpu")
         rows = table.gather(torch.arange(36).expand(2, -1))
-        replay.extend(dataclasses.replace(rows, rewards=torch.randn(2, 36, generator=rng)))
+        replay.extend(dataclasses.replace(rows, rewards=torch.randn(2, 36, generator=rng)), torch.zeros(2, 36))
         roles["dataset"] = lambda: replay
     sources = Sources(roles, 2, 4, torch.device("cpu"), rewards)
     encoder = dynamics() if needs.encoder and not needs.optional_encoder else None

@@ -163,7 +163,7 @@ def test_a_replay_keeps_the_newest_rows_of_each_replica_apart() -> None:
     offset = torch.tensor([[0.0], [100.0]])
     for value in range(7):
         b = step(float(value))
-        table.extend(replace(b, observations=b.observations + offset.unsqueeze(-1)))
+        table.extend(replace(b, observations=b.observations + offset.unsqueeze(-1)), torch.zeros(2, 1))
     assert len(table) == 5
     drawn = table.gather(table.random_rows(2, 400, torch.Generator().manual_seed(0))).observations.squeeze(-1)
     assert set(drawn[0].tolist()) == {2.0, 3.0, 4.0, 5.0, 6.0}
@@ -173,7 +173,7 @@ def test_a_replay_keeps_the_newest_rows_of_each_replica_apart() -> None:
     assert torch.equal(again.packed, table.packed)
     assert again.written == 7
     with pytest.raises(ValueError, match="capacity: found 5, expected at least 6"):
-        table.extend(step(0.0, count=6))
+        table.extend(step(0.0, count=6), torch.zeros(2, 6))
 
 
 class Still:

@@ -114,6 +114,11 @@ ACTING: dict[str, dict[str, Any]] = {
     "ngt": {"reward_hidden": [8, 8], "outputs": 4},
     "dac": {"reward_hidden": [8]},
     "pwil": {},
+    "cdred": {
+        "latent_dim": 16,
+        "head_hidden": [8],
+        "reward": {"hidden": [8], "target_hidden": [8], "embedding_dim": 4},
+    },
 }
 
 

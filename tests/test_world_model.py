@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 import dynarep
-from dynarep.data.resident import TransitionTable
+from dynarep.data.resident import TransitionTable, Windows
 from dynarep.data.sampling import window
 from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
 from dynarep.pipeline.artifacts.storage import save_model
 from dynarep.pipeline.method import Sources, World
 from dynarep.pipeline.methods.encoders.world_model import (
-    WindowBatch,
     WorldModel,
     WorldModelArchitecture,
     WorldModelConfig,
@@ -123,6 +122,7 @@ def test_losses_are_those_of_plain_numpy() -> None:
     rewards, noise = torch.randn(R, B, H), torch.randn(R, B, H + 1, act)
     chosen, within = torch.tensor([2, 0]), torch.ones(R, B, H)
     within[1, 2, 2] = 0.0
+    reached = torch.cat([torch.ones(R, B, 1), within], -1)
     scale = torch.tensor([1.0, 2.5])
 
     consistency, value, policy = np.zeros(R), np.zeros(R), np.zeros(R)
@@ -154,13 +154,13 @@ def test_losses_are_those_of_plain_numpy() -> None:
                 for i in range(N):
                     logits = q(critic, i, z[t], a)
                     log_p = logits - logits.max() - math.log(np.exp(logits - logits.max()).sum())
-                    value[r] -= w / N * np_two_hot(y) @ log_p
+                    value[r] -= float(within[r, b, t]) * w / N * np_two_hot(y) @ log_p
             for t in range(H + 1):
                 a, log_p = pi(z[t], noise[r, b, t].double().numpy())
                 best = min(np_value(q(critic, i, z[t], a)) for i in (2, 0))
-                policy[r] += rho**t * (eta * log_p - best / float(scale[r])) / (H + 1) / B
+                policy[r] += float(reached[r, b, t]) * rho**t * (eta * log_p - best / float(scale[r])) / (H + 1) / B
 
-    result = learner.losses(WindowBatch(states[:, :, 0], actions, states[:, :, 1:], within))
+    result = learner.losses(Windows(states[:, :, 0], actions, states[:, :, 1:], within))
     np.testing.assert_allclose(result.metrics["consistency"].numpy(), consistency, rtol=2e-4)
     np.testing.assert_allclose(result.loss.detach().numpy(), 20 * consistency, rtol=2e-4)
 
@@ -177,10 +177,10 @@ def test_losses_are_those_of_plain_numpy() -> None:
         of_target = sequences(expected_value(target(following, after)))
         targets = td_target(rewards, of_target, chosen, gamma)
         logits = sequences(critic(rolled[:, :, :-1].flatten(1, 2), actions.flatten(1, 2)))
-        np.testing.assert_allclose(value_loss(logits, targets, rho).numpy(), value, rtol=2e-4)
+        np.testing.assert_allclose(value_loss(logits, targets, within, rho).numpy(), value, rtol=2e-4)
         acted, log_probs = prior(rolled.flatten(1, 2), noise.flatten(1, 2))
         least = sequences(expected_value(critic(rolled.flatten(1, 2), acted)))[:, chosen].amin(1)
-        found = policy_loss(least, log_probs.view(R, B, H + 1), scale, eta, rho)
+        found = policy_loss(least, log_probs.view(R, B, H + 1), reached, scale, eta, rho)
         np.testing.assert_allclose(found.numpy(), policy, rtol=2e-4)
 
 
@@ -300,16 +300,16 @@ def test_what_lies_beyond_an_end_does_not_count() -> None:
     parts = torch.randn(2, 6, 4), torch.rand(2, 6, 3, 2), torch.randn(2, 6, 3, 4)
     within = torch.ones(2, 6, 3)
     within[:, :, 2] = 0
-    one = learner.losses(WindowBatch(*parts, within)).loss
+    one = learner.losses(Windows(*parts, within)).loss
     parts[2][:, :, 2] += 5.0
-    torch.testing.assert_close(learner.losses(WindowBatch(*parts, within)).loss, one)
+    torch.testing.assert_close(learner.losses(Windows(*parts, within)).loss, one)
 
 
 @pytest.mark.parametrize("anchor", ["reconstruction", "inverse", "none"])
 def test_replicas_are_independent_and_targets_have_no_gradient(anchor: Any) -> None:
     torch.manual_seed(0)
     learner = WorldModel(WorldModelConfig(anchor=anchor, **SMALL), world())
-    b = WindowBatch(
+    b = Windows(
         torch.randn(2, 6, 4), torch.rand(2, 6, 3, 2), torch.randn(2, 6, 3, 4).requires_grad_(), torch.ones(2, 6, 3)
     )
     learner.losses(b).loss[0].backward()  # type: ignore[no-untyped-call]

@@ -25,7 +25,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dynarep.configs.params import Field, config
 from dynarep.pipeline.nn.networks import MLP
+
+
+@config
+class DistillationConfig:
+    """Networks and reward of coupled distillation; the defaults are the published ones."""
+
+    hidden: tuple[int, ...] = (1024, 1024, 1024)
+    """Widths of both predictors."""
+    target_hidden: tuple[int, ...] = (512, 512)
+    """Widths of the targets."""
+    embedding_dim: int = Field(default=256, gt=0)
+    """D: numbers that a target puts out. The first term of the bonus grows with it."""
+    targets: int = Field(default=5, ge=2)
+    """K."""
+    share: float = Field(default=0.9, ge=0, le=1)
+    """a: of the squared error in the bonus; the rest is that of the estimated count."""
+    coupling: float = Field(default=0.8, ge=0, le=1)
+    """zeta: weight of the expert's bonus; 1 leaves the behaviour out."""
 
 
 def bonus(prediction: Tensor, targets: Tensor, share: float) -> Tensor:
@@ -71,30 +90,19 @@ class CoupledDistillation(nn.Module):
     Args:
         replicas: R.
         inputs: numbers in a point.
-        hidden: widths of the predictors.
-        target_hidden: widths of the targets.
-        outputs: D.
-        targets: K.
+        c: widths, D and K.
     """
 
-    def __init__(
-        self,
-        replicas: int,
-        inputs: int,
-        hidden: tuple[int, ...] = (1024, 1024, 1024),
-        target_hidden: tuple[int, ...] = (512, 512),
-        outputs: int = 256,
-        targets: int = 5,
-    ) -> None:
+    def __init__(self, replicas: int, inputs: int, c: DistillationConfig) -> None:
         super().__init__()
         self.targets = MLP(
-            (replicas, targets),
-            (inputs, *target_hidden, outputs),
+            (replicas, c.targets),
+            (inputs, *c.target_hidden, c.embedding_dim),
             hidden_activation="mish",
             normed=True,
             final_gain=3**-0.5,  # the variance with which PyTorch starts a linear layer, as published
         ).requires_grad_(False)
-        sizes = (inputs, *hidden, outputs)
+        sizes = (inputs, *c.hidden, c.embedding_dim)
         self.predictors = MLP((replicas, 2), sizes, hidden_activation="mish", normed=True, init="normal")
 
     def errors(self, expert: Tensor, behaviour: Tensor, drawn: Tensor) -> Tensor:

@@ -123,10 +123,20 @@ def td_target(rewards: Tensor, next_values: Tensor, chosen: Tensor, discount: fl
     return rewards + discount * next_values[:, chosen].amin(1)
 
 
-def value_loss(logits: Tensor, targets: Tensor, decay: float) -> Tensor:
-    """sum_t rho^t sum_i E CE(two-hot y_t, Q_i) / (T N): (R, N, B, T, BINS), (R, B, T) -> (R,)."""
+def value_loss(logits: Tensor, targets: Tensor, within: Tensor, decay: float) -> Tensor:
+    """sum_t rho^t sum_i E w_t CE(two-hot y_t, Q_i) / (T N).
+
+    Args:
+        logits: of N values, (R, N, B, T, BINS).
+        targets: y_t, (R, B, T).
+        within: w_t, (R, B, T), 1 where step t belongs to the episode, else 0.
+        decay: rho.
+
+    Returns:
+        (R,).
+    """
     entropy = -(two_hot(targets).unsqueeze(1) * logits.log_softmax(-1)).sum(-1)
-    return discounted(entropy.mean(1), decay)
+    return discounted(entropy.mean(1) * within, decay)
 
 
 def bounded_log_std(x: Tensor) -> Tensor:
@@ -155,12 +165,15 @@ def squashed_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Ten
     return action, density * mean.shape[-1] - squash
 
 
-def policy_loss(values: Tensor, log_probs: Tensor, scale: Tensor, entropy: float, decay: float) -> Tensor:
-    """sum_t rho^t E (eta log pi - Q / S) / T over all latents of a rollout, z_0 included.
+def policy_loss(
+    values: Tensor, log_probs: Tensor, reached: Tensor, scale: Tensor, entropy: float, decay: float
+) -> Tensor:
+    """sum_t rho^t E w_t (eta log pi - Q / S) / T over all latents of a rollout, z_0 included.
 
     Args:
         values: the smaller of two Qs at the prior's actions, (R, B, T); differentiable in the actions alone.
         log_probs: of those actions, (R, B, T).
+        reached: w_t, (R, B, T), 1 where the episode reaches state t, else 0.
         scale: S, (R,).
         entropy: eta.
         decay: rho.
@@ -168,7 +181,7 @@ def policy_loss(values: Tensor, log_probs: Tensor, scale: Tensor, entropy: float
     Returns:
         (R,).
     """
-    return discounted(entropy * log_probs - values / scale.view(-1, 1, 1), decay)
+    return discounted((entropy * log_probs - values / scale.view(-1, 1, 1)) * reached, decay)
 
 
 @torch.no_grad()

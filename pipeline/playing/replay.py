@@ -151,6 +151,7 @@ class Replay:
             observation_dim=self.observation_dim,
             action_dim=self.action_dim,
             device=device,
+            stride=settings.environments,
         )
         self._recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(replicas)]
         self._steps = 0
@@ -179,7 +180,8 @@ class Replay:
         Raises:
             ValueError: if the table is too small.
         """
-        self._table.extend(policy.observe(batch, torch.zeros_like(batch.terminated)))
+        kept = policy.observe(batch, torch.zeros_like(batch.terminated))
+        self._table.extend(kept, torch.ones_like(batch.terminated))  # rows, not episodes
 
     def scale_rewards(self, factor: Tensor, bias: float) -> None:
         """Keep ``factor`` (R or 1,) times the environment's rewards plus ``bias``."""
@@ -235,7 +237,7 @@ class Replay:
             torch.from_numpy(terminated).to(self.device),
             torch.from_numpy(following).to(self.device),
         )
-        self._table.extend(policy.observe(batch, self._starts))
+        self._table.extend(policy.observe(batch, self._starts), self._starts)
         self._steps += self.settings.environments
         self._starts = torch.from_numpy(ends).to(self.device)
         for r, row in enumerate(self._simulations):

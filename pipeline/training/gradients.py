@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,10 +17,14 @@ Gradients = Callable[[Any], tuple[tuple[Tensor | None, ...], dict[str, Tensor]]]
 def clip_gradients(parameters: list[nn.Parameter], limit: float) -> None:
     """Scale each replica's gradient to a norm of at most ``limit``; the first axis of every parameter is the replica."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-    scale = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+    scale = (limit / (gradient_norm(gradients) + 1e-6)).clamp(max=1.0)
     for g in gradients:
         g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
+
+
+def gradient_norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Norm of each replica's gradient, (R,); the first axis of every part is the replica."""
+    return torch.stack([g.flatten(1).square().sum(1) for g in gradients if g is not None]).sum(0).sqrt()
 
 
 def gradients_of(learner: nn.Module, parameters: list[nn.Parameter]) -> Gradients:
@@ -32,16 +36,16 @@ def gradients_of(learner: nn.Module, parameters: list[nn.Parameter]) -> Gradient
 
     Returns:
         A function to the gradient of the summed losses for each parameter, None where it has no part in them, and to
-        ``loss`` and the metrics, each (R,).
+        ``loss`` and the metrics, each (R,); with ``watches_gradients`` of the learner also the norm of the gradient.
     """
 
     def gradients(batch: Any) -> tuple[tuple[Tensor | None, ...], dict[str, Tensor]]:
         result: Losses = learner.losses(batch)  # type: ignore[operator]
         found = torch.autograd.grad(result.loss.sum(), parameters, allow_unused=True)
-        return tuple(None if g is None else g.contiguous() for g in found), {
-            "loss": result.loss.detach(),
-            **result.metrics,
-        }
+        metrics = {"loss": result.loss.detach(), **result.metrics}
+        if getattr(learner, "watches_gradients", False):
+            metrics["gradient_norm"] = gradient_norm(found)
+        return tuple(None if g is None else g.contiguous() for g in found), metrics
 
     return gradients
 

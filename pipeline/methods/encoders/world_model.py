@@ -21,14 +21,13 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from dynarep.configs.params import Field, config
-from dynarep.data.sampling import window
+from dynarep.data.resident import Windows
 from dynarep.pipeline.measures import Measured, action_resolution, measure_space
 from dynarep.pipeline.method import EncoderMethod, Needs, Sources, World
 from dynarep.pipeline.nn.functional import Losses, effective_rank
@@ -123,20 +122,6 @@ class WorldModelEncoder(Encoder):
         return self.embed(observation[None])[0]
 
 
-@dataclass(frozen=True)
-class WindowBatch:
-    """Windows of H steps."""
-
-    start: Tensor
-    """s_0, (R, B, obs_dim)."""
-    actions: Tensor
-    """a_0..a_{H-1}, (R, B, H, act_dim)."""
-    following: Tensor
-    """s_1..s_H, (R, B, H, obs_dim)."""
-    within: Tensor
-    """(R, B, H), 1 where a step belongs to the episode, else 0."""
-
-
 class WorldModel(EncoderMethod):
     """Learner of ``WorldModelEncoder`` and of the head that anchors it."""
 
@@ -188,15 +173,12 @@ class WorldModel(EncoderMethod):
             {"params": others, "lr": c.learning_rate},
         ]
 
-    def batch(self, sources: Sources, generator: torch.Generator) -> WindowBatch:
+    def batch(self, sources: Sources, generator: torch.Generator) -> Windows:
         """Windows from uniform transitions on."""
         table = sources.table("dataset")
-        index = sources.rows(len(table), generator)
-        rows, within = window(index, table.last[index], self.config.horizon)
-        b = table.gather(rows)
-        return WindowBatch(b.observations[:, :, 0], b.actions, b.next_observations, within)
+        return table.windows(sources.rows(len(table), generator), self.config.horizon)
 
-    def losses(self, batch: WindowBatch) -> Losses:
+    def losses(self, batch: Windows) -> Losses:
         """Consistency, and the anchor."""
         c = self.config
         states = torch.cat([batch.start.unsqueeze(2), batch.following], 2)
@@ -211,7 +193,7 @@ class WorldModel(EncoderMethod):
         }
         return Losses(c.consistency_weight * consistency + c.anchor_weight * anchor, metrics)
 
-    def anchored(self, encoded: Tensor, rolled: Tensor, states: Tensor, batch: WindowBatch) -> Tensor:
+    def anchored(self, encoded: Tensor, rolled: Tensor, states: Tensor, batch: Windows) -> Tensor:
         """Squared error of what the head tells, (R,): the state of h(s_0) and of each prediction, or actions; 0 without one.
 
         Args:

@@ -30,29 +30,17 @@ from dynarep.configs.params import Field, config
 from dynarep.data.schema import Episode
 from dynarep.pipeline.labelling import Judgement, Labelled, Reward, at_rows, centred, fitting, moments
 from dynarep.pipeline.method import Phase, Sources
-from dynarep.pipeline.nn.distillation import CoupledDistillation, bonus, coupled_reward
+from dynarep.pipeline.nn.distillation import CoupledDistillation, DistillationConfig, bonus, coupled_reward
 from dynarep.pipeline.nn.functional import Losses
 from dynarep.pipeline.nn.networks import ActionScale
 
 
 @config
-class CDREDConfig:
+class CDREDConfig(DistillationConfig):
     """Hyper-parameters of CDRED; the defaults are the published ones."""
 
     actions: bool = True
     """Judge a step with its action."""
-    hidden: tuple[int, ...] = (1024, 1024, 1024)
-    """Widths of both predictors."""
-    target_hidden: tuple[int, ...] = (512, 512)
-    """Widths of the targets."""
-    embedding_dim: int = Field(default=256, gt=0)
-    """D: numbers that a target puts out. The first term of the bonus grows with it."""
-    targets: int = Field(default=5, ge=2)
-    """K."""
-    share: float = Field(default=0.9, ge=0, le=1)
-    """a: of the squared error in the bonus; the rest is that of the estimated count."""
-    coupling: float = Field(default=0.8, ge=0, le=1)
-    """zeta: weight of the expert's bonus; 1 leaves the behaviour out."""
     normalise: bool = True
     """Centre the points, divide them by their overall scale, and add a constant coordinate."""
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -88,7 +76,7 @@ class Coupled(nn.Module):
         self.config = c
         self.scale = ActionScale(*bounds) if bounds[0] else None
         inputs = mean.shape[-1] + c.normalise + len(bounds[0])
-        self.networks = CoupledDistillation(replicas, inputs, c.hidden, c.target_hidden, c.embedding_dim, c.targets)
+        self.networks = CoupledDistillation(replicas, inputs, c)
         self.register_buffer("mean", mean.unsqueeze(1))
         self.register_buffer("unit", unit.view(-1, 1, 1))
 
