@@ -132,10 +132,17 @@ class CDRED(Learner):
     def __init__(self, c: CDREDConfig, world: World) -> None:
         super().__init__()
         self.config, self.knows_moments = c, False
-        sizes = {"replicas": world.replicas, "observation_dim": world.observation_dim}
-        bounds = {"action_low": world.action_low, "action_high": world.action_high}
-        widths = {"hidden": c.hidden, "latent_dim": c.latent_dim, "policy_hidden": c.head_hidden}
-        self.policy = LatentGaussian(LatentGaussianArchitecture(**sizes, **bounds, **widths))  # type: ignore[arg-type]
+        self.policy = LatentGaussian(
+            LatentGaussianArchitecture(
+                replicas=world.replicas,
+                observation_dim=world.observation_dim,
+                action_low=world.action_low,
+                action_high=world.action_high,
+                hidden=c.hidden,
+                latent_dim=c.latent_dim,
+                policy_hidden=c.head_hidden,
+            )
+        )
         point = c.latent_dim + world.action_dim
         self.dynamics = latent_network((world.replicas,), (point, *c.head_hidden, c.latent_dim))
         self.critic = ValueEnsemble(world.replicas, c.latent_dim, world.action_dim, c.head_hidden, c.values)
