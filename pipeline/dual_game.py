@@ -8,7 +8,9 @@ Kostrikov, Nachum, Tompson, "Imitation Learning via Off-Policy Distribution Matc
 | gradient penalty, weight 10 | ``functional.gradient_penalty`` |
 | orthogonal regulariser on the actor's weights | ``orthogonality`` |
 
-Expert states serve as initial states, so rho = d^exp.
+Expert states serve as initial states, so rho = d^exp. With an ``environment`` the game is online, as published: the data are the
+actor's own steps, one per update, after those of the dataset if there is one. Observations are then standardised by the
+demonstrations, as in the authors' code.
 
 Deviations: one backward pass for both players through gradient reversal on the sampled actions; optionally a cloning
 term, ``cloning_weight`` * E_{d^exp} log N(a; tanh m(s), sigma^2) with a free sigma, the likelihood that ``bc`` maximises,
@@ -21,17 +23,19 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from dynarep.configs.params import Field, Widths, config
-from dynarep.pipeline.method import Learner, Sources, World
+from dynarep.data.replay import ReplayTable
+from dynarep.pipeline.method import Learner, Needs, Sources, World
 from dynarep.pipeline.methods.policies.deterministic import Policy, PolicyArchitecture
 from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob, gradient_penalty, log_mean_exp, reverse_gradient
 from dynarep.pipeline.nn.models import Model
 from dynarep.pipeline.nn.networks import MLP, ActionScale, Normaliser
+from dynarep.pipeline.playing.environments import CollectionConfig
 
 if TYPE_CHECKING:
     from dynarep.data.resident import Batch
@@ -53,6 +57,12 @@ class DualGameConfig:
     """Of the expert actions' log-likelihood; 1 weighs them as ``bc`` does."""
     absorbing: bool = False
     """Lead terminated episodes into an absorbing state."""
+    environment: CollectionConfig | None = None
+    """What it acts in while it learns; null: it learns from the dataset alone."""
+
+    def __post_init__(self) -> None:
+        if self.environment is not None and self.absorbing:
+            raise ValueError("absorbing: found true, expected false with an environment")
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,8 @@ class ImitationBatch:
     replay: Transitions
     cloned: Transitions | None = None
     """What the cloning term takes in place of ``expert``."""
+    returns: Tensor | None = None
+    """True returns of the last episodes where it acts, to be shown, (R,)."""
 
 
 def transitions(batch: Batch) -> Transitions:
@@ -167,9 +179,14 @@ def orthogonality(actor: MLP) -> Tensor:
 
 
 class DualGame(Learner):
-    """Learner of an actor against a critic, which a method makes."""
+    """Learner of an actor against a critic, which a method makes.
+
+    Class attributes:
+        spaces: of an encoder that the critic reads.
+    """
 
     shown = ("objective", "squared_error")
+    spaces: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -194,6 +211,17 @@ class DualGame(Learner):
         self.cloning_log_std = nn.Parameter(torch.zeros(replicas, 1, len(action_low)))
         self.critic = self.make_critic(normaliser, encoder)
 
+    @classmethod
+    def needs(cls, c: Any) -> Needs:
+        """Actions of both datasets, the encoder of the critic, and perhaps an environment."""
+        return Needs(
+            actions=("dataset", "demonstrations"),
+            encoder=cls.spaces,
+            absorbing="steps" if c.absorbing else None,
+            environment=c.environment,
+            without=() if c.environment is None else ("dataset",),
+        )
+
     def make_critic(self, normaliser: Normaliser, encoder: Model | None) -> nn.Module:
         """Q of (R, B, obs_dim) and actions in [-1, 1], (R, B, act_dim): (R, B)."""
         raise NotImplementedError
@@ -203,11 +231,28 @@ class DualGame(Learner):
         """For the observations, actions and encoder of a world."""
         return cls(c, *world.form, world.encoder, absorbing=world.absorbing)
 
+    @torch.no_grad()
+    def prepare(self, sources: Sources) -> None:
+        """Standardise by the demonstrations where it acts."""
+        if self.config.environment is not None:
+            shown = sources.table("demonstrations").observations
+            self.actor.normaliser.mean.copy_(shown.mean(0))
+            self.actor.normaliser.std.copy_(shown.std(0, correction=0))
+
+    def explore(self, observations: Tensor, noise: Tensor) -> Tensor:
+        """Actions to try, (R, E, act_dim) within the bounds."""
+        return self.scale.inverse(self.actor.sample(observations, noise))
+
+    def observe(self, batch: Batch, starts: Tensor) -> Batch:
+        """Steps are kept as they are."""
+        return batch
+
     def batch(self, sources: Sources, generator: torch.Generator) -> ImitationBatch:
         """Uniform transitions of the demonstrations and of the dataset."""
-        return ImitationBatch(
-            transitions(sources.draw("demonstrations", generator)), transitions(sources.draw("dataset", generator))
-        )
+        expert, data = (transitions(sources.draw(role, generator)) for role in ("demonstrations", "dataset"))
+        if self.config.environment is None:
+            return ImitationBatch(expert, data)
+        return ImitationBatch(expert, data, returns=cast(ReplayTable, sources.table("dataset")).returns.clone())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The critic's free parameters and the actor, each at its own rate."""
@@ -265,9 +310,11 @@ class DualGame(Learner):
         likelihood = gaussian_log_prob(actions, mode, self.cloning_log_std.clamp(-5.0, 2.0)).mean(-1)
         loss = loss - c.cloning_weight * likelihood
         error = (mode.detach() - actions).square().mean((-1, -2))
+        acting = {} if batch.returns is None else {"episode_return": batch.returns}
         return Losses(
             loss,
             {
+                **acting,
                 "objective": objective.detach(),
                 "gradient_penalty": penalty.detach(),
                 "expert_q": q_expert.detach().mean(-1),

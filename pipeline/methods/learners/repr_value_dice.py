@@ -1,4 +1,4 @@
-r"""ReprValueDICE: offline imitation by the dual of KL(d^pi || d^exp), whose dual variable is linear in phi.
+r"""ReprValueDICE: imitation, offline or while acting, by the dual of KL(d^pi || d^exp), whose dual variable is linear in phi.
 
 Ma, Dai, Ren, Wang, Li, "Offline Imitation Learning upon Arbitrary Demonstrations by Pre-Training Dynamics
 Representations", 2025, arXiv 2508.14383.
@@ -22,7 +22,7 @@ ratio in phi and mu is highest (``top``), every pair weighing the same.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Literal, cast
 
 import torch
@@ -40,7 +40,7 @@ from dynarep.pipeline.dual_game import (
     transitions,
 )
 from dynarep.pipeline.factorisation import Factorisation, expert_weights, occupancy_reward
-from dynarep.pipeline.method import Needs, Sources
+from dynarep.pipeline.method import Sources
 from dynarep.pipeline.nn.models import Model
 from dynarep.pipeline.nn.networks import ActionScale, Normaliser
 
@@ -64,6 +64,11 @@ class ReprValueDICEConfig(DualGameConfig):
     top: float = Field(default=0.0, ge=0, le=1)
     """Clone, beside the demonstrations, the episodes of the dataset that hold this share of the transitions and have the
     highest expert occupancy ratio in phi and mu. 0: demonstrations alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.environment is not None and self.top > 0:
+            raise ValueError(f"top: found {self.top}, expected 0 with an environment, whose steps are no episodes")
 
 
 class RepresentationCritic(nn.Module):
@@ -139,12 +144,7 @@ class ReprValueDICE(DualGame):
 
     kind = "repr_value_dice"
     Config = ReprValueDICEConfig
-
-    @classmethod
-    def needs(cls, c: ReprValueDICEConfig) -> Needs:
-        """Actions of both datasets, and phi and mu."""
-        absorbing = "steps" if c.absorbing else None
-        return Needs(actions=("dataset", "demonstrations"), encoder=("phi", "mu"), absorbing=absorbing)
+    spaces = ("phi", "mu")
 
     @classmethod
     def saw(cls, c: ReprValueDICEConfig, expert: str, data: str, rewards: str | None) -> dict[str, str]:
@@ -171,6 +171,7 @@ class ReprValueDICE(DualGame):
     @torch.no_grad()
     def prepare(self, sources: Sources) -> None:
         """Say where the expert is, and choose the episodes of each replica that its occupancy ratio ranks highest."""
+        super().prepare(sources)
         self.like_expert: list[Tensor] = []
         initial = cast(RepresentationCritic, self.critic).initial_weights
         if self.config.top == 0 and initial is None:
@@ -202,4 +203,4 @@ class ReprValueDICE(DualGame):
         own = torch.rand(rows.shape, generator=generator, device=sources.device) < self.share
         names = (field.name for field in fields(Transitions))
         cloned = (torch.where(own.unsqueeze(-1), getattr(b.expert, name), getattr(chosen, name)) for name in names)
-        return ImitationBatch(b.expert, b.replay, Transitions(*cloned))
+        return replace(b, cloned=Transitions(*cloned))

@@ -1,4 +1,4 @@
-r"""ValueDICE: offline imitation by the dual of KL(d^pi || d^exp), with a perceptron as the dual variable.
+r"""ValueDICE: imitation, offline or while acting, by the dual of KL(d^pi || d^exp), with a perceptron as the dual variable.
 
 Kostrikov, Nachum, Tompson, "Imitation Learning via Off-Policy Distribution Matching", ICLR 2020, arXiv 1912.05032.
 
@@ -15,7 +15,6 @@ from torch import nn
 
 from dynarep.configs.params import config
 from dynarep.pipeline.dual_game import DualGame, DualGameConfig, PerceptronCritic
-from dynarep.pipeline.method import Needs
 from dynarep.pipeline.nn.models import Model
 from dynarep.pipeline.nn.networks import Normaliser
 
@@ -30,11 +29,6 @@ class ValueDICE(DualGame):
 
     kind = "value_dice"
     Config = ValueDICEConfig
-
-    @classmethod
-    def needs(cls, c: ValueDICEConfig) -> Needs:
-        """Actions of both datasets."""
-        return Needs(actions=("dataset", "demonstrations"), absorbing="steps" if c.absorbing else None)
 
     @classmethod
     def saw(cls, c: ValueDICEConfig, expert: str, data: str, rewards: str | None) -> dict[str, str]:
