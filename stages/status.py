@@ -34,7 +34,8 @@ def show(statuses: Sequence[StageStatus]) -> None:
     for number, status in enumerate(statuses, 1):
         rest = len(status.reasons) - SHOWN
         more = [f"and {rest} more (dvc status {status.name})"] if rest > 0 else []
-        line = Text(f"{number}/{len(statuses)} {status.name:{names}}  ")
+        place = f"{number:{len(str(len(statuses)))}}/{len(statuses)}"
+        line = Text(f"{place} {status.name:{names}}  ")
         line.append(f"{status.state:{states}}", COLOURS[status.state])
         line.append(f"  {'; '.join((*status.reasons[:SHOWN], *more))}")
         line.rstrip()
