@@ -233,7 +233,7 @@ def test_a_project_of_init_runs_to_its_report_without_an_environment(here: Path,
         subprocess.run(command, cwd=project, check=True)
     done = run("run", cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "recording mine-held-out: 1 replicas, 1 episodes" in done.stdout
+    assert "recording mine-held-out: 1 replica, 1 episode" in done.stdout
     scores = json.loads((project / "artifacts" / "report" / "metrics.json").read_text())
     assert set(scores) == {"weighted", "bc", "random"}
     for found in scores.values():

@@ -32,10 +32,10 @@ from run_files import (
 from dynarep.pipeline.playing.scores import difference_interval, normalised_score
 from dynarep.pipeline.report import ReportConfig, ReportError, build_report
 from dynarep.pipeline.report.curves import thin
-from dynarep.pipeline.report.html import count
 from dynarep.pipeline.report.maps import CLASSES, Frame
 from dynarep.pipeline.report.plots import BLUE, GREY, ORANGE, pool
 from dynarep.pipeline.run import Stage
+from dynarep.pipeline.tables import count
 from dynarep.stages import report as stage
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dynarep.pipeline.playing.scores import difference_interval, interquartile_mean
 from dynarep.pipeline.playing.summary import MOTION, headline
-from dynarep.pipeline.report.html import NBSP, count, listing
+from dynarep.pipeline.report.html import NBSP, listing
 from dynarep.pipeline.report.inputs import (
     LENGTH_KIND,
     NONE,
@@ -26,7 +26,7 @@ from dynarep.pipeline.report.plane import plane_pictures
 from dynarep.pipeline.report.representation import read_distances
 from dynarep.pipeline.report.scores import headline_table, named
 from dynarep.pipeline.report.stages import dataset_text
-from dynarep.pipeline.tables import number_text
+from dynarep.pipeline.tables import count, number_text
 
 FEW_REPLICAS = 5
 
