@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> None:
     from dynarep.data.target import find_target
     from dynarep.data.writers import FORMATS, Recording, check_place, write
     from dynarep.data.writers.table import can_write
-    from dynarep.pipeline.ranking import table, write_scores
+    from dynarep.pipeline.ranking import table, warnings, write_scores
     from dynarep.pipeline.scoring import best, score_episodes
 
     if options.write is not None and options.write[0] not in FORMATS:
@@ -136,6 +136,8 @@ def _run(options: argparse.Namespace) -> None:
     own = {episode.id for episode in demonstrations.episodes} if numbered else set()
     print("\n".join(table(scores, own)))
     print(f"{out}: {', '.join(write_scores(out, scores, recording, about, label.config.lookahead))}", flush=True)
+    for line in warnings(scores):
+        print(line, file=sys.stderr)
     if not can_write():
         print("parquet, and tables of steps, need the package pyarrow: pip install 'dynarep[parquet]'", file=sys.stderr)
     if options.write is not None:
