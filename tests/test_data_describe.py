@@ -135,7 +135,7 @@ def test_a_recording_that_would_be_refused_shows_why(tmp_path: Path) -> None:
     text, accepted = describe(str(tmp_path / "robot.npz"), tmp_path)
     assert not accepted
     assert "It would be refused:\n" in text
-    assert "observations: found [" in text
+    assert "observations: found nan in row 3, component 1" in text
     table = {line.split()[0]: line.split()[-1] for line in text.partition("not finite\n")[2].splitlines()}
     assert (table["observations"], table["actions"], table["rewards"]) == ("2", "1", "0")
     del columns["timeouts"], columns["next_observations"], columns["actions"]
