@@ -176,11 +176,18 @@ def _distance(artifacts: Artifacts, scored: Scored) -> str:
         own = next(iter(distances.values()))
         if "raw" in distances and len(distances) > 1:
             last = distances["raw"]
-            raw = f"{last['mean'][-1]:.1f}-fold between raw states; {last['k'][-1]:.0f}-fold would be proportional to time"
-            phrases.append(f"{own['mean'][-1]:.1f}-fold in {name}")
+            raw = (
+                f"{times(last['mean'][-1])} between raw states; {last['k'][-1]:.0f}-fold would be proportional to time"
+            )
+            phrases.append(f"{times(own['mean'][-1])} in {name}")
     if not phrases:
         return ""
     return f"Over the longest time that is compared, squared distance grows {', '.join(phrases)} and {raw}."
+
+
+def times(factor: float) -> str:
+    """A factor in words, with tenths where they say something."""
+    return f"{factor:,.{0 if factor >= 100 else 1}f}-fold"
 
 
 def _certainty(artifacts: Artifacts, scored: Scored) -> str:
