@@ -47,7 +47,7 @@ def show(statuses: Sequence[StageStatus]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 where all stages are fresh, 1 where not, 2 where it cannot be told."""
-    parser = argparse.ArgumentParser(prog="python -m dynarep.stages.status", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dynarep status", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="params file; its folder is the project"
     )

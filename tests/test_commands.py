@@ -342,3 +342,5 @@ def test_help_is_light(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "--demonstrations" in done.stdout
+    for command in ("init", "describe", "score", "status"):
+        assert f"usage: dynarep {command} " in done.stdout

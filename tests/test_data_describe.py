@@ -239,4 +239,4 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "usage: python -m dynarep.data describe" in done.stdout
+    assert "usage: dynarep describe" in done.stdout
