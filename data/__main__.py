@@ -1,4 +1,4 @@
-"""``python -m dynarep.data describe <card or recording>``: what is in it, and a card that reads it."""
+"""``dynarep describe <card or recording>``, or ``python -m dynarep.data describe``: what is in it, and a card that reads it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
         "describe",
+        prog="dynarep describe",
         help="print what is in a recording or a dataset, and a card that reads it",
         description="Print episodes, steps, ranges, returns, how episodes end, what looks suspicious, and for a recording "
         "a card that reads it. The exit status is 1 if prepare would refuse the data.",

@@ -13,6 +13,14 @@ class DataError(ValueError):
     """Data, or a description of data, is not as it must be; the message names place, field, found and expected."""
 
 
+def not_finite(row: np.ndarray) -> tuple[str, str]:
+    """The first number of a row that is not finite as float32, and which component it is, however wide the row is."""
+    numbers = np.atleast_1d(row)
+    with np.errstate(over="ignore"):
+        component = int(np.argmax(~np.isfinite(numbers.astype(np.float32))))
+    return f"{numbers[component]}", f", component {component}" if np.ndim(row) else ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """What all episodes of a dataset have in common.
@@ -88,7 +96,8 @@ class Episode:
             values = getattr(self, field)
             if values is not None and not np.isfinite(values).all():
                 row = int(np.argwhere(~np.isfinite(values))[0, 0])
-                raise self._error(field, f"{values[row]} in row {row}", "finite numbers")
+                found, component = not_finite(values[row])
+                raise self._error(field, f"{found} in row {row}{component}", "finite numbers")
 
     def _error(self, field: str, found: str, expected: str) -> DataError:
         return DataError(f"episode {self.id}: {field}: found {found}, expected {expected}")

@@ -98,6 +98,11 @@ def find_target(target: str, project: Path) -> CardTarget | RecordingTarget:
     raise DataError(f"{target}: no such file or folder, and no card in {cards}; cards there: {known}")
 
 
+def episode_numbers(words: Sequence[str]) -> list[int] | None:
+    """Numbers of episodes, of which one that is not there may be negative; None where the words name something else."""
+    return list(map(int, words)) if all(re.fullmatch(r"-?[0-9]+", word) for word in words) else None
+
+
 def _published(target: str) -> dict[str, Any] | None:
     """Keys of a card for a published dataset, None if it is not named like one."""
     if target in d4rl.URLS:

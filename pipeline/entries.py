@@ -260,6 +260,31 @@ def check_kinds(values: Mapping[str, Any], where: str) -> None:
                 check_kind(room, entry["kind"], f"{where}: {section}.{name}.kind")
 
 
+REFERENCES = {
+    "pretrain": {"initial": "pretrain"},
+    "relabel": {"space": "pretrain"},
+    "learn": {"encoder": "pretrain", "rewards": "relabel"},
+}
+"""Keys of each section's entries that name an entry, and of which section."""
+
+
+def check_references(values: Mapping[str, Any], where: str) -> None:
+    """Refuse a params file one of whose entries names an entry that is not there, before DVC looks for its folder.
+
+    Raises:
+        ParamsError: that starts with ``where`` and names the key and all entries.
+    """
+    for section, keys in REFERENCES.items():
+        for name, entry in section_of(values, section, where).items():
+            for key, other in keys.items():
+                found, known = entry.get(key, NONE), section_of(values, other, where)
+                if found != NONE and found not in known:
+                    names = ", ".join((NONE, *known))
+                    raise ParamsError(
+                        f"{where}: {section}.{name}.{key}: found {found!r}, expected an entry of {other}: {names}"
+                    )
+
+
 def datasets_of(values: Mapping[str, Any], where: str = "params") -> dict[str, str]:
     """Every dataset that a params file names, with the key that names it first.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -26,6 +26,17 @@ def shortened(text: str, columns: int) -> str:
         return text
     head = columns // 2
     return f"{text[:head]}…{text[len(text) - (columns - head - 1) :]}"
+
+
+def fitting(parts: Sequence[str], columns: int) -> str:
+    """The first parts that fit into so many columns, two apart; none is cut."""
+    text = ""
+    for part in parts:
+        longer = f"{text}  {part}" if text else part
+        if len(longer) > columns:
+            break
+        text = longer
+    return text
 
 
 def clock(seconds: float) -> str:

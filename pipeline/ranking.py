@@ -14,6 +14,7 @@ import numpy as np
 from dynarep.data.folders import whole_folder
 from dynarep.data.writers import Recording, lerobot
 from dynarep.data.writers.table import can_write, write_table
+from dynarep.pipeline.methods.rewards.follow import REPEATED
 from dynarep.pipeline.scoring import Score
 from dynarep.pipeline.tables import write_json
 
@@ -50,6 +51,16 @@ def table(scores: Sequence[Score], shown: Collection[str] = ()) -> list[str]:
         lines.append("* demonstration")
     lines.append("score = reach (of the demonstration) x forward (share of steps that go on)")
     return lines
+
+
+def warnings(scores: Sequence[Score]) -> list[str]:
+    """A line for each demonstration that repeats itself, with what to do instead."""
+    again = {score.demonstration: score.repeats for score in scores if score.repeats > REPEATED}
+    return [
+        f"warning: {name} repeats itself ({share:.0%} of its states come again), so progress along it tells little; "
+        "rank by nearness, with the label follow of dynarep init (docs/scoring.md)"
+        for name, share in sorted(again.items())
+    ]
 
 
 def short_names(ids: Sequence[str]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from torch import Tensor
 from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset
 from dynarep.pipeline.entries import Entry, RelabelInputs
+from dynarep.pipeline.methods.rewards.follow import repeats
 from dynarep.pipeline.methods.rewards.progress import Progress
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.progress import episode_progress
@@ -51,6 +52,7 @@ class Score:
         progress: (T + 1,) float32, of each state s_0..s_T, in [0, 1].
         rewards: (T,) float32, of each transition.
         moving: (T,) bool, whether the episode goes on from s_t.
+        repeats: share of the demonstration's states that it comes back to, in [0, 1].
     """
 
     episode: str
@@ -58,6 +60,7 @@ class Score:
     progress: np.ndarray
     rewards: np.ndarray
     moving: np.ndarray
+    repeats: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -107,10 +110,13 @@ def score_episodes(
         world = judgement(entry, dataset, shown, encoder, run, device)
         method = cast(type[Progress], entry.method).build(entry.config, world)
 
+        again = [repeats(points, lookahead).mean().item() for points in method.embedded_experts]
+
         def scored(episode: Episode) -> Score:
             points = method.embed(with_last_state(episode))
             found = [_against(episode, points, method, expert, lookahead) for expert in range(len(shown.episodes))]
-            return max(found, key=lambda score: score.score)
+            best_by = max(range(len(found)), key=lambda expert: found[expert].score)
+            return replace(found[best_by], repeats=again[best_by])
 
         with torch.no_grad():
             each = ((episode.id, scored(episode)) for episode in dataset.episodes)

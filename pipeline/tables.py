@@ -42,6 +42,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things, in the plural where there are several."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 MORE_DIGITS = 2
 """How many digits ``digits_apart`` adds at most."""
 

@@ -8,13 +8,14 @@ def main(stage: Stage) -> None:
     from dynarep.data.card import card_names
     from dynarep.data.prepare import prepare
     from dynarep.data.schema import DataError
-    from dynarep.pipeline.entries import NONE, check_kinds, datasets_of
+    from dynarep.pipeline.entries import NONE, check_kinds, check_references, datasets_of
 
     cards = stage.project / "configs" / "datasets"
     known = card_names(cards)
     values = stage.values()
     named = datasets_of(values, str(stage.params))
     check_kinds(values, str(stage.params))
+    check_references(values, str(stage.params))
     for name, key in named.items():
         if name not in known:
             raise DataError(f"{stage.params}: {key}: found {name!r}, expected one of {', '.join(known)} ({cards})")

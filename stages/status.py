@@ -34,7 +34,8 @@ def show(statuses: Sequence[StageStatus]) -> None:
     for number, status in enumerate(statuses, 1):
         rest = len(status.reasons) - SHOWN
         more = [f"and {rest} more (dvc status {status.name})"] if rest > 0 else []
-        line = Text(f"{number}/{len(statuses)} {status.name:{names}}  ")
+        place = f"{number:{len(str(len(statuses)))}}/{len(statuses)}"
+        line = Text(f"{place} {status.name:{names}}  ")
         line.append(f"{status.state:{states}}", COLOURS[status.state])
         line.append(f"  {'; '.join((*status.reasons[:SHOWN], *more))}")
         line.rstrip()
@@ -46,7 +47,7 @@ def show(statuses: Sequence[StageStatus]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 where all stages are fresh, 1 where not, 2 where it cannot be told."""
-    parser = argparse.ArgumentParser(prog="python -m dynarep.stages.status", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dynarep status", description=__doc__)
     parser.add_argument(
         "--params", type=Path, default=Path("params.yaml"), help="params file; its folder is the project"
     )

@@ -39,7 +39,7 @@ def episodes() -> list[Episode]:
     """Twelve ways along a curve of 30 steps: the n-th waits after 10 + n of them, and the last one goes back; then all of it."""
     ways = [np.minimum(np.arange(31), 10 + number) for number in range(12)]
     ways = [*ways[:-1], ways[-1][::-1], np.arange(31)]
-    actions, rewards = np.full((30, 2), 0.1, np.float32), np.zeros(30, np.float32)
+    actions, rewards = np.full((30, 1), 0.1, np.float32), np.zeros(30, np.float32)
     return [
         Episode(
             id=f"line-{number:06d}",
@@ -131,6 +131,8 @@ def test_a_lerobot_folder_gets_progress_of_its_frames_and_another_recording_can_
     [
         (["nowhere.hdf5", "--demonstrations", "0"], "nowhere.hdf5: no such file or folder"),
         (["RECORDED", "--demonstrations", "13"], "--demonstrations: 13: found nowhere in recording, expected one episode"),
+        (["RECORDED", "--demonstrations", "-1"], "--demonstrations: -1: found nowhere in recording, expected one episode"),
+        (["RECORDED", "--demonstrations", "wide.npz"], "wide: observations: found 5 numbers, expected 3 as in recording"),
         (["RECORDED", "--demonstrations", "1", "b"], "--demonstrations: found ['1', 'b'], expected numbers of episodes or one"),
         (["RECORDED", "--demonstrations", "1", "--keep", "3"], "--keep: found it without --write"),
         (["RECORDED", "--demonstrations", "1", "--write", "zarr", "x"], "--write: found 'zarr', expected one of d4rl, robomimic"),
@@ -142,6 +144,7 @@ def test_a_lerobot_folder_gets_progress_of_its_frames_and_another_recording_can_
 def test_faults_are_one_line_before_any_training(
     here: Path, recorded: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    wide(here)
     (here / "there").mkdir()
     (here / "others").mkdir()
     cached = Path(str(recorded))
@@ -157,6 +160,46 @@ def test_faults_are_one_line_before_any_training(
     assert printed.err.startswith("error: score: ")
     assert printed.err.count("\n") == 1
     assert "training" not in printed.out
+
+
+def wide(folder: Path) -> None:
+    """A recording with other observations than ``episodes``."""
+    ends = np.arange(20) % 10 == 9
+    np.savez(
+        folder / "wide.npz",
+        observations=np.eye(20, 5),
+        actions=np.zeros((20, 1)),
+        terminals=~ends & ends,
+        timeouts=ends,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--demonstrations", "-1"], "--demonstrations: found -1, expected numbers of episodes of recording, 0 to 12"),
+        (["--demonstrations", "wide.npz"], "wide: observations: found 5 numbers, expected 3 as in recording"),
+        (["--demonstrations", "1", "--env", "Pendulm-v1"], "--env: env 'Pendulm-v1' cannot be made"),
+        (["--demonstrations", "1", "--env", "CartPole-v1"], "--env: env 'CartPole-v1': actions are Discrete(2)"),
+        (
+            ["--demonstrations", "1", "--env", "MountainCarContinuous-v0"],
+            "observations: found 2 numbers, expected 3 as in",
+        ),
+    ],
+)
+def test_init_refuses_what_would_not_fit_later_and_writes_nothing(
+    here: Path, recorded: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide(here)
+    assert init([str(recorded), *arguments, "--folder", "project"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (here / "project").exists()
+
+
+def test_a_training_has_updates(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        score(["recording.hdf5", "--demonstrations", "1", "--updates", "0"])
+    assert "--updates: found '0', expected a number of at least 1" in capsys.readouterr().err
 
 
 def test_what_to_keep_is_a_share_or_a_number() -> None:
@@ -233,7 +276,7 @@ def test_a_project_of_init_runs_to_its_report_without_an_environment(here: Path,
         subprocess.run(command, cwd=project, check=True)
     done = run("run", cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "recording mine-held-out: 1 replicas, 1 episodes" in done.stdout
+    assert "recording mine-held-out: 1 replica, 1 episode" in done.stdout
     scores = json.loads((project / "artifacts" / "report" / "metrics.json").read_text())
     assert set(scores) == {"weighted", "bc", "random"}
     for found in scores.values():
@@ -299,3 +342,5 @@ def test_help_is_light(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "--demonstrations" in done.stdout
+    for command in ("init", "describe", "score", "status"):
+        assert f"usage: dynarep {command} " in done.stdout

@@ -135,7 +135,7 @@ def test_a_recording_that_would_be_refused_shows_why(tmp_path: Path) -> None:
     text, accepted = describe(str(tmp_path / "robot.npz"), tmp_path)
     assert not accepted
     assert "It would be refused:\n" in text
-    assert "observations: found [" in text
+    assert "observations: found nan in row 3, component 1" in text
     table = {line.split()[0]: line.split()[-1] for line in text.partition("not finite\n")[2].splitlines()}
     assert (table["observations"], table["actions"], table["rewards"]) == ("2", "1", "0")
     del columns["timeouts"], columns["next_observations"], columns["actions"]
@@ -239,4 +239,4 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "usage: python -m dynarep.data describe" in done.stdout
+    assert "usage: dynarep describe" in done.stdout

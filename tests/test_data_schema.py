@@ -71,8 +71,16 @@ def test_an_episode_names_the_row_that_is_not_finite(make_episode: Make, field: 
     episode = make_episode(4, "e-7", separate=True)
     values = getattr(episode, field).copy()
     values[2] = value
-    with pytest.raises(DataError, match=rf"episode e-7: {field}: found .* in row 2, expected finite"):
+    with pytest.raises(DataError, match=rf"episode e-7: {field}: found .* in row 2(, component 0)?, expected finite"):
         replace(episode, **{field: values})
+
+
+def test_a_wide_row_that_is_not_finite_is_told_in_one_line(make_episode: Make) -> None:
+    episode = make_episode(4, "e-7")
+    values = np.zeros((len(episode.observations), 300), np.float32)
+    values[2, 250] = np.nan
+    with pytest.raises(DataError, match=r"found nan in row 2, component 250, expected finite numbers$"):
+        replace(episode, observations=values)
 
 
 @given(st.integers(2, 40), st.floats(0.01, 0.99), st.integers(0, 5))

@@ -48,6 +48,9 @@ def labelled(folder: Path, kind: str, expert: Points, *paths: Points, **values: 
         (LINE, 0.0),
         (rounds(119), 1.0),  # each state has another one a round away
         (np.concatenate([LINE, LINE[::-1]]), (122 - 7) / 122),  # out and back: all states but those of the turn
+        (np.concatenate([LINE[:30], np.repeat(LINE[30:31], 90, 0)]), 0.0),  # there, and still for most of the time
+        (np.concatenate([rounds(79), np.repeat(rounds(79)[-1:], 20, 0)]), 1.0),  # twice round, and then still
+        (rounds(239)[::6], 1.0),  # a fast gait, two steps across, which is less than k
     ],
 )
 def test_repeats_is_the_share_of_states_that_are_met_again(path: Points, share: float) -> None:

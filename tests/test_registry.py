@@ -16,7 +16,7 @@ from dynarep.data.replay import ReplayTable
 from dynarep.data.resident import TransitionTable
 from dynarep.data.schema import Episode
 from dynarep.pipeline.artifacts.storage import load_artifact, save_model
-from dynarep.pipeline.entries import check_kinds
+from dynarep.pipeline.entries import check_kinds, check_references
 from dynarep.pipeline.labelling import Reward
 from dynarep.pipeline.method import METHODS, EncoderMethod, Learner, Method, Needs, Sources, World
 from dynarep.pipeline.nn.models import MODELS, ActingModel, Encoder, Model
@@ -73,6 +73,32 @@ def test_an_unknown_kind_is_refused_before_its_file_is_looked_for() -> None:
     values = {"pretrain": {"raw": {"kind": "identity"}}, "relabel": {"otr": {"kind": "ort"}}, "learn": {}}
     with pytest.raises(ParamsError, match=r"^p: relabel\.otr\.kind: found 'ort', expected one of .*, otr, "):
         check_kinds(values, "p")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "known"),
+    [
+        ("pretrain", "initial", "none, a"),
+        ("relabel", "space", "none, a"),
+        ("learn", "encoder", "none, a"),
+        ("learn", "rewards", "none, b"),
+    ],
+)
+def test_an_entry_that_is_not_there_is_refused_before_its_folder_is_looked_for(
+    section: str, key: str, known: str
+) -> None:
+    values: dict[str, Any] = {
+        "pretrain": {"a": {"initial": "none"}},
+        "relabel": {"b": {"space": "a"}},
+        "learn": {"c": {"encoder": "a", "rewards": "b"}},
+    }
+    check_references(values, "p")
+    (name,) = values[section]
+    values[section][name][key] = "gone"
+    with pytest.raises(
+        ParamsError, match=rf"^p: {section}\.{name}\.{key}: found 'gone', expected an entry of \w+: {known}$"
+    ):
+        check_references(values, "p")
 
 
 def test_the_rooms_are_there() -> None:

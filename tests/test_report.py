@@ -32,11 +32,21 @@ from run_files import (
 from dynarep.pipeline.playing.scores import difference_interval, normalised_score
 from dynarep.pipeline.report import ReportConfig, ReportError, build_report
 from dynarep.pipeline.report.curves import thin
-from dynarep.pipeline.report.html import count
 from dynarep.pipeline.report.maps import CLASSES, Frame
 from dynarep.pipeline.report.plots import BLUE, GREY, ORANGE, pool
+from dynarep.pipeline.report.summary import times
 from dynarep.pipeline.run import Stage
+from dynarep.pipeline.tables import count
 from dynarep.stages import report as stage
+
+
+def test_a_large_factor_has_no_tenths() -> None:
+    assert [times(value) for value in (0.04, 22.93, 99.94, 1201.04)] == [
+        "0.0-fold",
+        "22.9-fold",
+        "99.9-fold",
+        "1,201-fold",
+    ]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dynarep.data.schema import Episode
 from dynarep.data.shards import Dataset, load_dataset
 from dynarep.data.writers import Recording
 from dynarep.pipeline.methods.rewards.progress import ProgressConfig
-from dynarep.pipeline.ranking import PLAIN_BARS, short_names, sparkline, table, write_scores
+from dynarep.pipeline.ranking import PLAIN_BARS, short_names, sparkline, table, warnings, write_scores
 from dynarep.pipeline.scoring import Score, best, pace, progress, score_episodes, with_last_state
 
 LINE = np.stack([np.arange(11.0) / 2, np.zeros(11)], 1)
@@ -99,6 +99,21 @@ def test_an_episode_is_measured_by_the_demonstration_that_it_follows(data: Datas
     found = scored(data, demonstrations, tmp_path)
     assert (found["e-000004"].demonstration, found["e-000004"].score) == ("d-0", 1.0)
     assert (found["e-000000"].demonstration, found["e-000000"].score) == ("d-1", 1.0)
+
+
+def test_a_demonstration_that_repeats_itself_gets_one_line_that_says_what_to_do(tmp_path: Path) -> None:
+    """Round and round a circle that is far larger than k steps; a line that ends in a long hold does not repeat itself."""
+    angle = 2 * np.pi * np.arange(121) / 40
+    circle = episode("c-000000", np.stack([np.cos(angle), np.sin(angle)], 1))
+    held = episode("h-000000", np.concatenate([LINE, np.repeat(LINE[-1:], 40, 0)]))
+    data = dataset(tmp_path / "c", [circle, held])
+    found = scored(data, dataset(tmp_path / "d", [circle, held]), tmp_path)
+    assert found["c-000000"].repeats == pytest.approx(1.0, abs=0.05)
+    assert found["h-000000"].repeats == 0.0
+    (line,) = warnings(list(found.values()))
+    assert line.startswith("warning: c-000000 repeats itself (100% of its states come again)")
+    assert "label follow of dynarep init" in line
+    assert "\n" not in line
 
 
 def test_progress_and_pace_of_steps_to_go() -> None:

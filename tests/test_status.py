@@ -80,6 +80,12 @@ def test_all_is_fresh(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert lines == ["1/3 first   fresh", "2/3 second  fresh", "3/3 third   fresh", "all stages are fresh"]
 
 
+def test_stages_stand_below_each_other_also_where_there_are_ten(capsys: pytest.CaptureFixture[str]) -> None:
+    status.show([StageStatus(f"learn@{number}", "fresh") for number in range(10)])
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[9]) == (" 1/10 learn@0  fresh", "10/10 learn@9  fresh")
+
+
 def test_a_stage_that_will_run_makes_stale_what_builds_on_it(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "params.yaml").write_text(PARAMS.replace("0.1", "0.2").replace("updates: 10, ", ""))
     (project / "code.py").write_text("a = 2\n")

@@ -17,7 +17,7 @@ from dynarep.data.schema import Episode
 from dynarep.data.shards import load_dataset, write_dataset
 from dynarep.pipeline.methods.encoders.icvf import ICVFConfig
 from dynarep.pipeline.pretrain import board_of, pretrain
-from dynarep.pipeline.progress import episode_progress
+from dynarep.pipeline.progress import episode_progress, fitting
 from dynarep.pipeline.training.board import board, coupling_figure
 from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.processes import TrainerConfig
@@ -227,8 +227,16 @@ def test_the_bar_of_a_training_fits_eighty_columns(monkeypatch: pytest.MonkeyPat
     shown.teardown(trainer, module, "fit")
     last = terminal.lines[-1]
     assert len(last) <= 80
-    for part in ("14/25 learn/…", "minator", "━", "2250/100000", "/s", "left", "loss"):
+    for part in ("14/25 learn/…", "minator", "━", "2250/100000", "/s", "left"):
         assert part in last, last
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [(11, ""), (12, "loss 0.65012"), (31, "loss 0.65012"), (32, "loss 0.65012  squared_error 0.07")],
+)
+def test_a_metric_is_shown_whole_or_not_at_all(columns: int, shown: str) -> None:
+    assert fitting(["loss 0.65012", "squared_error 0.07"], columns) == shown
 
 
 def test_the_bar_of_episodes_shows_place_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from dynarep.data.card import DatasetCard
-from dynarep.data.schema import DataError, Episode
+from dynarep.data.schema import DataError, Episode, not_finite
 
 FLOAT_COLUMNS = {"observations": 2, "next_observations": 2, "actions": 2, "rewards": 1}
 FLAG_COLUMNS = ("terminals", "timeouts")
@@ -459,9 +459,9 @@ class _Finite:
         for name, wrong in self._wrong.items():
             if wrong[start:stop].any():
                 row = start + int(np.argmax(wrong[start:stop]))
-                found = self._part.columns[name][row]
+                found, component = not_finite(self._part.columns[name][row])
                 return DataError(
-                    f"{self._part.where}: {name}: found {found} in row {row}, expected finite numbers (float32)"
+                    f"{self._part.where}: {name}: found {found} in row {row}{component}, expected finite numbers (float32)"
                 )
         return None
 

@@ -28,7 +28,7 @@ from dynarep.pipeline.playing.scores import (
     rate_interval,
 )
 from dynarep.pipeline.stored import read_json
-from dynarep.pipeline.tables import digits_apart, number_text
+from dynarep.pipeline.tables import count, digits_apart, number_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -287,10 +287,11 @@ def print_scores(scores: Mapping[str, Mapping[str, Any]], controls: Collection[s
     console = Console(highlight=False, width=min(console.width, WIDTH))
     shown = columns(scores)
     if any(column not in RECORDED for column in shown):
-        title = f"{first['env']}: {first['replicas']} replicas, {first['episodes']} episodes each"
+        title = f"{first['env']}: {count(first['replicas'], 'replica')}, {count(first['episodes'], 'episode')} each"
         _print_table(console, title, [column for column in shown if column not in RECORDED], scores, controls)
     if any(column in RECORDED for column in shown):
-        title = f"recording {first['recording']}: {first['replicas']} replicas, {first['recording_episodes']} episodes"
+        shown_by = f"{count(first['replicas'], 'replica')}, {count(first['recording_episodes'], 'episode')}"
+        title = f"recording {first['recording']}: {shown_by}"
         _print_table(console, title, [column for column in shown if column in RECORDED], scores, controls)
         if first["recording_return"] is not None:
             worth = number_text(first["recording_return"], FITTED_Q.form)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynarep.pipeline.playing.summary import headline
-from dynarep.pipeline.report.html import count, data_uri, listing, missing_note, note
+from dynarep.pipeline.report.html import data_uri, listing, missing_note, note
 from dynarep.pipeline.report.inputs import (
     NONE,
     Artifacts,
@@ -20,6 +20,7 @@ from dynarep.pipeline.report.inputs import (
     read_bytes,
     read_json,
 )
+from dynarep.pipeline.tables import count
 
 EXPERT = "demonstrations"
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from dynarep.pipeline.report.html import as_text, count, details, facts, flatten, missing_note, or_missing, table
+from dynarep.pipeline.report.html import as_text, details, facts, flatten, missing_note, or_missing, table
 from dynarep.pipeline.report.inputs import NONE, SECTIONS, Artifacts, Scored, models, read_json
-from dynarep.pipeline.tables import number_text
+from dynarep.pipeline.tables import count, number_text
 
 INPUTS = {
     "pretrain": ("dataset", "initial", "source"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dynarep.pipeline.playing.scores import difference_interval, interquartile_mean
 from dynarep.pipeline.playing.summary import MOTION, headline
-from dynarep.pipeline.report.html import NBSP, count, listing
+from dynarep.pipeline.report.html import NBSP, listing
 from dynarep.pipeline.report.inputs import (
     LENGTH_KIND,
     NONE,
@@ -26,7 +26,7 @@ from dynarep.pipeline.report.plane import plane_pictures
 from dynarep.pipeline.report.representation import read_distances
 from dynarep.pipeline.report.scores import headline_table, named
 from dynarep.pipeline.report.stages import dataset_text
-from dynarep.pipeline.tables import number_text
+from dynarep.pipeline.tables import count, number_text
 
 FEW_REPLICAS = 5
 
@@ -176,11 +176,18 @@ def _distance(artifacts: Artifacts, scored: Scored) -> str:
         own = next(iter(distances.values()))
         if "raw" in distances and len(distances) > 1:
             last = distances["raw"]
-            raw = f"{last['mean'][-1]:.1f}-fold between raw states; {last['k'][-1]:.0f}-fold would be proportional to time"
-            phrases.append(f"{own['mean'][-1]:.1f}-fold in {name}")
+            raw = (
+                f"{times(last['mean'][-1])} between raw states; {last['k'][-1]:.0f}-fold would be proportional to time"
+            )
+            phrases.append(f"{times(own['mean'][-1])} in {name}")
     if not phrases:
         return ""
     return f"Over the longest time that is compared, squared distance grows {', '.join(phrases)} and {raw}."
+
+
+def times(factor: float) -> str:
+    """A factor in words, with tenths where they say something."""
+    return f"{factor:,.{0 if factor >= 100 else 1}f}-fold"
 
 
 def _certainty(artifacts: Artifacts, scored: Scored) -> str:

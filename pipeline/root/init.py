@@ -59,6 +59,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from dynarep.data.prepare import read_recording
     from dynarep.data.schema import DataError
+    from dynarep.data.target import episode_numbers
 
     folder: Path = options.folder
     for name in FILES:
@@ -67,15 +68,21 @@ def _run(options: argparse.Namespace) -> None:
     target = _recording(options.recording, folder)
     recording = read_recording(target.path, target.card)
     env, acts = options.env or recording.env, recording.episodes[0].actions is not None
-    numbers = [int(word) for word in options.demonstrations if word.isdecimal()]
-    if len(numbers) == len(options.demonstrations):
+    if options.env:
+        _check_env(options.env, target, recording)
+    given = episode_numbers(options.demonstrations)
+    numbers = given or []
+    if given is not None:
         shown = _part(target, recording, numbers, "demonstrations", folder)
     elif len(options.demonstrations) > 1:
         raise DataError(
             f"--demonstrations: found {options.demonstrations}, expected numbers of episodes or one recording"
         )
     else:
-        numbers, shown = [], _recording(options.demonstrations[0], folder)
+        shown = _recording(options.demonstrations[0], folder)
+        found = read_recording(shown.path, shown.card).episodes[0].observations.shape[1]
+        where = f"--demonstrations: {shown.name}: observations"
+        _check_size(where, found, recording.episodes[0].observations, target.name)
     if shown.name == target.name:
         shown = replace(shown, name=f"{target.name[:60]}-demonstrations")
     made, held_out = [target, shown], None
@@ -101,6 +108,29 @@ def _run(options: argparse.Namespace) -> None:
     elif env is None:
         print("no environment is known (--env names one) and no episode can be held out, so policies are not judged")
     print(f"next:  {'' if folder == Path() else f'cd {folder} && '}git init && dvc init && dynarep run")
+
+
+def _check_env(env: str, target: RecordingTarget, recording: Recording) -> None:
+    """The environment can be made here, and its observations and actions are of the recording's sizes."""
+    from dynarep.data.schema import DataError
+    from dynarep.pipeline.playing.environments import EvaluationError, make_environment
+
+    try:
+        made = make_environment(env)
+    except EvaluationError as error:
+        raise DataError(f"--env: {error}") from None
+    episode = recording.episodes[0]
+    _check_size(f"--env: {env}: observations", made.observation_space.shape[0], episode.observations, target.name)
+    if episode.actions is not None:
+        _check_size(f"--env: {env}: actions", made.action_space.shape[0], episode.actions, target.name)
+    made.close()
+
+
+def _check_size(where: str, found: int, own: Any, name: str) -> None:
+    from dynarep.data.schema import DataError
+
+    if found != own.shape[1]:
+        raise DataError(f"{where}: found {found} numbers, expected {own.shape[1]} as in {name}")
 
 
 def _recording(text: str, folder: Path) -> RecordingTarget:

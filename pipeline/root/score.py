@@ -67,8 +67,19 @@ def _parser() -> argparse.ArgumentParser:
         "minari an id",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-    parser.add_argument("--updates", type=int, default=UPDATES, help=f"of the training of the space ({UPDATES})")
+    parser.add_argument("--updates", type=positive, default=UPDATES, help=f"of the training of the space ({UPDATES})")
     return parser
+
+
+def positive(text: str) -> int:
+    """A number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of at least 1")
 
 
 def share_or_number(text: str) -> float | None:
@@ -92,10 +103,10 @@ def _run(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from dynarep.data.schema import DataError
-    from dynarep.data.target import find_target
+    from dynarep.data.target import episode_numbers, find_target
     from dynarep.data.writers import FORMATS, Recording, check_place, write
     from dynarep.data.writers.table import can_write
-    from dynarep.pipeline.ranking import table, write_scores
+    from dynarep.pipeline.ranking import table, warnings, write_scores
     from dynarep.pipeline.scoring import best, score_episodes
 
     if options.write is not None and options.write[0] not in FORMATS:
@@ -105,15 +116,21 @@ def _run(options: argparse.Namespace) -> None:
     target = find_target(options.dataset, Path())
     stage = _project(target, options.updates)
     dataset = _prepared(target, stage, "shards")
-    numbered = all(word.isdecimal() for word in options.demonstrations)
-    if numbered:
-        demonstrations = chosen(dataset, list(map(int, options.demonstrations)))
+    numbers = episode_numbers(options.demonstrations)
+    if numbers is not None:
+        demonstrations = chosen(dataset, numbers)
     elif len(options.demonstrations) > 1:
         raise DataError(
             f"--demonstrations: found {options.demonstrations}, expected numbers of episodes or one dataset"
         )
     else:
         demonstrations = _prepared(find_target(options.demonstrations[0], Path()), stage, "demonstrations")
+    found, expected = demonstrations.spec.observation_dim, dataset.spec.observation_dim
+    if found != expected:
+        raise DataError(
+            f"--demonstrations: {demonstrations.name}: observations: found {found} numbers, expected {expected} as in "
+            f"{dataset.name}"
+        )
     about = {
         "made_by": "dynarep score",
         "dataset": options.dataset,
@@ -133,9 +150,11 @@ def _run(options: argparse.Namespace) -> None:
     label = _label(dataset, demonstrations)
     run = replace(stage.run(stage.project), name="score")
     scores = score_episodes(label, dataset, demonstrations, encoder, run)
-    own = {episode.id for episode in demonstrations.episodes} if numbered else set()
+    own = {episode.id for episode in demonstrations.episodes} if numbers is not None else set()
     print("\n".join(table(scores, own)))
     print(f"{out}: {', '.join(write_scores(out, scores, recording, about, label.config.lookahead))}", flush=True)
+    for line in warnings(scores):
+        print(line, file=sys.stderr)
     if not can_write():
         print("parquet, and tables of steps, need the package pyarrow: pip install 'dynarep[parquet]'", file=sys.stderr)
     if options.write is not None:

@@ -17,7 +17,7 @@ import lightning.pytorch.loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
 
-from dynarep.pipeline.progress import NAME, WIDE, bar_width, clock, shortened
+from dynarep.pipeline.progress import NAME, WIDE, bar_width, clock, fitting, shortened
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -97,13 +97,16 @@ class Progress(pl.Callback):
         speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
         if training.updates < training.total:
             speed += f"  {clock((training.total - training.updates) / rate)} left"
-        status = "  ".join(f"{name} {row[name] + 0.0:.4g}" for name in self.metrics)
+        parts = [f"{name} {row[name] + 0.0:.4g}" for name in self.metrics]
         if self.bar is not None:  # fields keep their width, so that nothing jumps
-            self.bar.update(self.task, completed=training.updates, speed=f"{speed:{SPEED}}", status=status[: self.room])
+            status = fitting(parts, self.room)
+            self.bar.update(self.task, completed=training.updates, speed=f"{speed:{SPEED}}", status=status)
         elif now - self.said > self.seconds or training.updates >= training.total:
             self.said = now
             print(
-                f"{self.title}: {training.updates:,}/{training.total:,}  {speed}  {status}", file=sys.stderr, flush=True
+                f"{self.title}: {training.updates:,}/{training.total:,}  {speed}  {'  '.join(parts)}",
+                file=sys.stderr,
+                flush=True,
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
