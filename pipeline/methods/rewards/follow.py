@@ -5,14 +5,13 @@ there; how long an episode stays near the demonstration tells good from bad.
 
 | here | what |
 |---|---|
-| share of expert states that come again: at most k / 2 steps away, more than 2 k later, and further away between | ``repeats`` |
+| share of expert states that come again: at most k steps away, more than 2 k steps of travel later | ``repeats`` |
 | r_t of ``progress`` with lookahead k, where that share is ``REPEATED`` at most | ``steps_to_go.progress`` |
 | else r_t = sum_i exp(-d(s_i, e) / tau) / m for all steps of an episode | ``Follow.against``, ``search.Search`` |
 
 d is the distance to the nearest expert state, tau its median over the dataset, m the length of the demonstration. A reward that
-is the same for all steps of an episode judges episodes; ``weighted_bc`` then compares whole episodes. A demonstration that holds
-still, at its end for instance, is near its own states for long but never left them, so that is no repetition. Half of k, because
-a fast gait is less than k steps across: 0.96 of the states of a HalfCheetah come again, and 0.05 with a radius of k.
+is the same for all steps of an episode judges episodes; ``weighted_bc`` then compares whole episodes. Travel, the sum of the
+distances from step to step, stands for time, so that a demonstration that holds still, at its end for instance, repeats nothing.
 """
 
 from __future__ import annotations
@@ -37,13 +36,11 @@ class FollowConfig:
     """Hyper-parameters of following."""
 
     lookahead: int = Field(default=10, ge=1)
-    """k: steps over which progress is measured; a demonstration meets its own states again within half of them."""
+    """k: steps over which progress is measured; and within which a demonstration meets its own states again."""
 
 
 def repeats(expert: Tensor, steps: int) -> Tensor:
-    """Share of a demonstration's states that it comes back to: near again more than twice ``steps`` later, after it was away.
-
-    Near is within half of ``steps``, away is further.
+    """Share of a demonstration's states that it comes back to: within ``steps`` by distance, more than twice as many by travel.
 
     Args:
         expert: points (R, m, d).
@@ -55,13 +52,12 @@ def repeats(expert: Tensor, steps: int) -> Tensor:
     Raises:
         ValueError: as ``steps_to_go.step_lengths``.
     """
-    time = torch.arange(expert.shape[1], device=expert.device)
-    soon = (time - time.unsqueeze(1)).abs() <= 2 * steps
+    units = step_lengths(expert, torch.full((len(expert),), expert.shape[1]))
     shares = []
-    for x, unit in zip(expert, step_lengths(expert, torch.full((len(expert),), expert.shape[1])), strict=True):
-        near = torch.cdist(x, x) <= steps / 2 * unit
-        left = (~near).cumsum(1)  # two times with equal counts have no state between them that is away
-        again = near & ~soon & (left != left.diagonal().unsqueeze(1))
+    for x, unit in zip(expert, units, strict=True):
+        travel = torch.cat([x.new_zeros(1), x.diff(dim=0).norm(dim=1).cumsum(0)])
+        later = (travel - travel.unsqueeze(1)).abs() > 2 * steps * unit
+        again = (torch.cdist(x, x) <= steps * unit) & later
         shares.append(again.any(1).float().mean())
     return torch.stack(shares)
 
