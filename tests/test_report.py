@@ -486,6 +486,20 @@ def test_films_stand_beside_the_experts(artifacts: Path) -> None:
     assert "no film of top_length: the evaluation was asked for none" in page.text
 
 
+def test_scores_that_are_null_are_like_missing_ones(artifacts: Path) -> None:
+    before = build_report(ReportConfig(), artifacts)
+    path = artifacts / "evaluate" / "bc" / "returns.json"
+    nulls = dict.fromkeys(("successes", "distances", "errors", "fitted_q", "seen"))
+    change(path, policies={"bc": {**nulls, **read(path)["policies"]["bc"]}})
+    assert build_report(ReportConfig(), artifacts) == before
+
+
+def test_a_film_may_lack_its_return(artifacts: Path) -> None:
+    path = artifacts / "evaluate" / "bc" / "clip.json"
+    path.write_text(json.dumps({key: value for key, value in read(path).items() if key != "reward"}))
+    assert "all 20 steps shown" in build(artifacts).text
+
+
 def test_without_films_the_page_says_why(artifacts: Path) -> None:
     notice = json.dumps({"seconds_per_frame": 0.08, "notice": "no renderer works (egl: gone). Install one."})
     folders = [artifacts / "demonstrate", *(artifacts / "evaluate").iterdir()]
