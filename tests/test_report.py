@@ -761,6 +761,7 @@ def test_latents_that_do_not_fit_are_an_error(artifacts: Path) -> None:
         ({"latents": np.ones((0, 2))}, r"latents: found shape \(0, 2\)"),
         ({"observations": np.ones((59, 2))}, r"observations: found shape \(59, 2\), expected \(60 states, numbers\)"),
         ({"latents": np.full((60, 2), 1e39)}, "latents: found float64 that are not finite or too large"),
+        ({"latents": np.full((60, 2), np.inf, np.float16)}, "latents: found float16 that are not finite"),
         ({"latents": np.full((60, 2), "1")}, "latents: found <U1, expected numbers"),
         ({"episode": np.zeros(60)}, "episode: found float64, expected integers"),
         ({"episode": np.full(60, 3)}, "episode: found 3 to 3, expected 0 to 2"),

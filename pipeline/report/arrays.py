@@ -98,7 +98,7 @@ def _check(where: str, values: NDArray[Any], array: Array, sizes: dict[str, int]
         raise ReportError(f"{where}: found shape {values.shape}, expected ({expected})")
     if array.kinds == NUMBERS:
         known = values[~np.isnan(values)] if array.gaps else values
-        if not (np.abs(known) <= FLOAT_MAX).all():
+        if not (np.abs(known.astype(np.float64)) <= FLOAT_MAX).all():
             raise ReportError(
                 f"{where}: found {values.dtype} that are not finite or too large, expected {WORDS[NUMBERS]}"
             )
