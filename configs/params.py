@@ -25,6 +25,7 @@ from pydantic.dataclasses import dataclass
 
 __all__ = [
     "ENVIRONMENT",
+    "FLOAT_MAX",
     "LARGEST_NUMBER",
     "MOST_LAYERS",
     "MOST_REPLICAS",

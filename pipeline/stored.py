@@ -11,13 +11,13 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from dynarep.configs.params import NAME, EnvironmentId, Name
+from dynarep.configs.params import FLOAT_MAX, NAME, EnvironmentId, Name
 from dynarep.data.folders import parse_json, read_content
 
 JSON_BYTES = 1 << 28
 """Largest file that is read."""
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-FLOAT_MAX, le=FLOAT_MAX, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 Table = Annotated[list[Annotated[list[Finite | None], Field(min_length=1)]], Field(min_length=1)]
 Policy = Annotated[str, Field(pattern=f"^(?:{NAME.pattern})(?:@[0-9]+)?$")]
@@ -59,6 +59,14 @@ class Played:
 
 
 @_stored
+class Recording:
+    """The recording that policies were judged on."""
+
+    dataset: Name
+    own: Finite | None
+
+
+@_stored
 class Returns:
     """``returns.json`` of an evaluation."""
 
@@ -68,7 +76,7 @@ class Returns:
     plane: list[Count] | None = Field(default=None, min_length=2, max_length=2)
     max_steps: Count | None
     reference: list[Finite] | None = Field(min_length=2, max_length=2)
-    recording: dict[str, Any] | None = None
+    recording: Recording | None = None
     versions: dict[str, str]
     policies: dict[Policy, Played] = Field(min_length=1)
 
@@ -93,25 +101,44 @@ class Clip:
 
 
 @_stored
+class Training:
+    """Of an entry, as far as the report shows it."""
+
+    updates: Count | None = None
+
+
+@_stored
+class Entry:
+    """An entry of a params file, as far as the report reads it."""
+
+    training: Training | None = None
+
+
+Entries = dict[str, Entry | None] | None
+
+
+@_stored
+class Params:
+    """Of a params file, what an artifact was made by."""
+
+    pretrain: Entries = None
+    relabel: Entries = None
+    learn: Entries = None
+
+
+@_stored
 class Metadata:
     """``metadata.json`` of an artifact."""
 
     stage: str | None = None
     kind: str | None = None
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: Params = Field(default_factory=Params)
     datasets: dict[str, str] = Field(default_factory=dict)
     version: str | None = None
     dataset: str | None = None
     demonstrations: str | None = None
     rewards: str | None = None
     saw: dict[str, str] = Field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for section in ("pretrain", "relabel", "learn"):
-            entries = self.params.get(section)
-            values = entries.values() if isinstance(entries, dict) else [entries]
-            if not all(value is None or isinstance(value, dict) for value in values):
-                raise ValueError(f"params.{section}: found {entries!r:.200}, expected a map of entries")
 
 
 @_stored

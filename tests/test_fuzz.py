@@ -1,7 +1,7 @@
-"""Every reader and loader of the data layer on inputs that were damaged at random: the same content, or a known error.
+"""Readers and loaders of the data layer, and the report, on inputs damaged at random: some content, or a known error.
 
-A known error is a ``DataError`` or a ``ParamsError`` that names the file. Where a checksum covers the content, another
-content is never accepted. A failure names the seed, from which ``damaged`` makes the input again.
+A known error is a ``DataError``, ``ParamsError`` or ``ReportError`` that names the file. Where a checksum covers the
+content, another content is never accepted. A failure names the seed, from which ``damaged`` makes the input again.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+from unittest.mock import patch
 from zlib import crc32
 
 import h5py
 import numpy as np
 import pytest
 import yaml
+from run_files import write_plane, write_run
 
 from dynarep.configs.params import ParamsError, config, read_section
 from dynarep.data.card import load_card, make_card
@@ -30,6 +32,7 @@ from dynarep.data.readers import read
 from dynarep.data.schema import DataError, Episode
 from dynarep.data.shards import load_dataset, open_dataset, read_rewards, write_dataset, write_rewards
 from dynarep.data.stream import ShardFiles
+from dynarep.pipeline.report import ReportConfig, ReportError, build_report
 
 ROWS = 12
 RNG = np.random.default_rng(0)
@@ -130,6 +133,21 @@ def make_parquet(folder: Path) -> None:
     pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(table), folder / "r.parquet")
 
 
+def make_run(folder: Path) -> None:
+    write_run(folder)
+    write_plane(folder)
+
+
+def report(folder: Path) -> str:
+    """The page, its plots made and not drawn, which takes most of the time."""
+
+    def save(figure: object, file: TextIO, **options: object) -> None:
+        file.write("<svg></svg>")
+
+    with patch("matplotlib.figure.Figure.savefig", save), patch.dict("sys.modules", umap=None):
+        return build_report(ReportConfig(), folder)
+
+
 CARD = {"path": "r.npz", "format": "arrays", "action_low": [-1.0, -0.5], "top": 3, "stride": 2, "description": "words"}
 SECTION = {"seed": 0, "part": {"rate": 1.0e-3, "widths": [8, 8], "inner": {"count": 3, "on": True}, "name": "a"}}
 
@@ -157,12 +175,14 @@ class Target:
         load: gives its content.
         sealed: whether a checksum covers the content.
         native: whether a library parses it that is not safe from its input, so that it is read in another process.
+        seeds: damages in a default run of the tests.
     """
 
     make: Callable[[Path], object]
     load: Callable[[Path], str]
     sealed: bool = False
     native: bool = False
+    seeds: int = 40
 
 
 def archive(save: Callable[..., None], arrays: dict[str, np.ndarray], folder: Path) -> None:
@@ -202,6 +222,7 @@ TARGETS = {
         lambda f: (f / "params.yaml").write_text(yaml.safe_dump(SECTION)),
         lambda f: repr(read_section(f / "params.yaml", "part", Section)),
     ),
+    "report": Target(make_run, report, seeds=10),
 }
 
 ODD: list[Any] = [
@@ -248,6 +269,34 @@ def exchanged(value: Any, rng: random.Random) -> Any:
     return rng.choice(ODD)
 
 
+def exchanged_array(values: np.ndarray, rng: random.Random) -> np.ndarray:
+    """Another array: of another type, shape or size, or with numbers that nobody measures."""
+    n = rng.randrange(8)
+    if n == 0:
+        return values.astype("U8")
+    if n == 1:
+        return values[..., None]
+    if n == 2:
+        return values[:0] if values.ndim else values[None]
+    if n == 3:
+        return values[:-1] if values.ndim else values[None]
+    if n == 4:
+        return values.T if values.ndim > 1 else values[::-1] if values.ndim else values
+    if n == 5:
+        return np.asarray(values.ravel()[0])
+    return np.full(values.shape, rng.choice((np.nan, -np.inf, 1e308, 1e38, -1.0, 0.5)))
+
+
+def exchanged_table(text: str, rng: random.Random) -> str:
+    """Another text in a random place of a table, or all over a column."""
+    rows = [line.split("\t") for line in text.splitlines()]
+    i, j = rng.randrange(len(rows)), rng.randrange(len(rows[0]))
+    found = rng.choice(("", "nan", "-inf", "1e308", "1e38", "-1", "0.5", "x", "$x^{$", "\t"))
+    for row in rows[1:] if rng.random() < 0.2 else rows[i : i + 1]:
+        row[j] = found
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
 def garbled(data: bytes, rng: random.Random) -> bytes:
     """Bytes with bits flipped, an end cut off, or pieces deleted, repeated, exchanged, cleared or replaced."""
     n = len(data)
@@ -283,6 +332,16 @@ def damaged(folder: Path, rng: random.Random) -> str:
         text = json.dumps(exchanged(yaml.safe_load(data), rng))
         file.write_bytes(text.encode(errors="surrogatepass"))
         return f"{file.name} exchanged: {text[:300]}"
+    if file.suffix == ".npz" and rng.random() < 0.5:
+        with np.load(file) as opened:
+            arrays = dict(opened)
+        name = rng.choice(sorted(arrays))
+        arrays[name] = exchanged_array(arrays[name], rng)
+        np.savez(file, **arrays)
+        return f"{file.name}: {name} exchanged: {arrays[name].dtype}, {arrays[name].shape}, {arrays[name].ravel()[:3]}"
+    if file.suffix == ".tsv" and rng.random() < 0.7:
+        file.write_text(exchanged_table(data.decode(), rng))
+        return f"{file.name} exchanged: {file.read_text()[:300]}"
     changed = garbled(data, rng)
     file.write_bytes(changed)
     return f"{file.name} garbled, {len(data)} to {len(changed)} bytes"
@@ -292,7 +351,7 @@ def outcome(case: Target, place: Path) -> tuple[str, str]:
     """What loading a damaged input comes to: ``content``, ``refusal`` or ``fault``, and the digest or message."""
     try:
         return "content", case.load(place)
-    except (DataError, ParamsError) as error:
+    except (DataError, ParamsError, ReportError) as error:
         named = any(str(path) in str(error) for path in (place, *place.rglob("*")))
         return ("refusal", "") if named else ("fault", f"names no file: {error}")
     except Exception as error:
@@ -337,13 +396,14 @@ def attack(target: str, seeds: range, folder: Path) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_damage_is_refused_or_harmless(target: str, tmp_path: Path) -> None:
-    attack(target, range(40), tmp_path)
+    attack(target, range(TARGETS[target].seeds), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_much_damage_is_refused_or_harmless(target: str, tmp_path: Path) -> None:
-    attack(target, range(40, 3000), tmp_path)
+    seeds = TARGETS[target].seeds
+    attack(target, range(seeds, 75 * seeds), tmp_path)
 
 
 def test_the_same_seed_does_the_same_damage(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import re
@@ -233,7 +234,8 @@ def test_stages_that_run_again_and_again_grow_in_nothing(whole: Path, tmp_path: 
 
 
 def used(project: Path) -> dict[str, int]:
-    """Handles and threads of this process, its memory in pages, and files of a project, temporary ones included."""
+    """Handles and threads of this process, its memory, garbage aside, and files of a project, temporary ones included."""
+    gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "handles": len(list(Path("/proc/self/fd").iterdir())),

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -495,6 +496,20 @@ def test_films_stand_beside_the_experts(artifacts: Path) -> None:
     assert "no film of top_length: the evaluation was asked for none" in page.text
 
 
+def test_scores_that_are_null_are_like_missing_ones(artifacts: Path) -> None:
+    before = build_report(ReportConfig(), artifacts)
+    path = artifacts / "evaluate" / "bc" / "returns.json"
+    nulls = dict.fromkeys(("successes", "distances", "errors", "fitted_q", "seen"))
+    change(path, policies={"bc": {**nulls, **read(path)["policies"]["bc"]}})
+    assert build_report(ReportConfig(), artifacts) == before
+
+
+def test_a_film_may_lack_its_return(artifacts: Path) -> None:
+    path = artifacts / "evaluate" / "bc" / "clip.json"
+    path.write_text(json.dumps({key: value for key, value in read(path).items() if key != "reward"}))
+    assert "all 20 steps shown" in build(artifacts).text
+
+
 def test_without_films_the_page_says_why(artifacts: Path) -> None:
     notice = json.dumps({"seconds_per_frame": 0.08, "notice": "no renderer works (egl: gone). Install one."})
     folders = [artifacts / "demonstrate", *(artifacts / "evaluate").iterdir()]
@@ -633,6 +648,16 @@ def test_texts_are_escaped(artifacts: Path) -> None:
     assert "intent (<u>)" in page.text
 
 
+def test_texts_in_plots_are_no_formulas(artifacts: Path, drawing: None) -> None:
+    write_entry(artifacts, "relabel", "ailot", kind="$x^{$")
+    (title,) = [
+        text
+        for text in svgs(build_report(ReportConfig(), artifacts))
+        if "Relabelled against" in text[:300] and "$x^{" in text
+    ]
+    assert "ailot ($x^{$), Spearman" in title
+
+
 @pytest.mark.parametrize(
     "missing",
     [
@@ -701,7 +726,9 @@ def test_no_scores_is_an_error(artifacts: Path) -> None:
         ("learn/bc/curves.tsv", "step\tloss\n1\t2\n", "no column 'update'; found step, loss"),
         ("learn/bc/curves.tsv", "update\tloss\n1\t2\n3\n", "line 3: 1 fields, expected 2"),
         ("learn/bc/curves.tsv", "update\tloss\n1\tlow\n", "column 'loss'.*low"),
-        ("learn/bc/curves.tsv", "update\tloss\n1\tnan\n", "column 'loss': found nan, expected finite numbers"),
+        ("learn/bc/curves.tsv", "update\tloss\n1\tnan\n", "column 'loss': found nan, expected numbers within float32"),
+        ("learn/bc/curves.tsv", "update\tloss\n1\t1e39\n", "column 'loss': found 1e39, expected numbers"),
+        ("learn/bc/curves.tsv", "update\tloss\n\t1\n", "column 'update'"),
         ("learn/bc/curves.tsv", "update\tloss\n", "found no rows"),
         ("pretrain/intent/distance.tsv", "k\tspace\tmean\tlow\thigh\n", "found no rows"),
         ("pretrain/intent/latents.npz", "not a zip", "latents.npz: not a readable .npz"),
@@ -726,9 +753,9 @@ def test_an_example_that_does_not_fit_is_an_error(artifacts: Path) -> None:
     path = artifacts / "relabel" / "ailot" / "examples" / "0.npz"
     whole = {"coupling": np.ones((3, 2)), "rewards": np.zeros(3), "agent": "a", "expert": "e"}
     for changes, message in (
-        ({"rewards": np.zeros(4)}, r"a coupling of shape \(3, 2\) with 4 rewards"),
-        ({"rewards": np.zeros((3, 1))}, r"rewards have shape \(3, 1\), expected \(steps,\)"),
-        ({"true_rewards": np.zeros(2)}, r"true rewards have shape \(2,\), rewards \(3,\)"),
+        ({"rewards": np.zeros(4)}, r"coupling: found shape \(3, 2\), expected \(4 steps, expert_steps\)"),
+        ({"rewards": np.zeros((3, 1))}, r"rewards: found shape \(3, 1\), expected \(steps\)"),
+        ({"true_rewards": np.zeros(2)}, r"true_rewards: found shape \(2,\), expected \(3 steps\)"),
     ):
         np.savez(path, **{**whole, **changes})
         with pytest.raises(ReportError, match=message):
@@ -739,8 +766,29 @@ def test_an_example_that_does_not_fit_is_an_error(artifacts: Path) -> None:
 
 
 def test_latents_that_do_not_fit_are_an_error(artifacts: Path) -> None:
-    write_latents(artifacts, step=np.arange(4))
-    with pytest.raises(ReportError, match=r"latents.npz: 60 latents, 60 episodes and 4 steps"):
+    for changes, message in (
+        ({"step": np.arange(4)}, r"step: found shape \(4,\), expected \(60 states\)"),
+        ({"latents": np.ones((0, 2))}, r"latents: found shape \(0, 2\)"),
+        ({"observations": np.ones((59, 2))}, r"observations: found shape \(59, 2\), expected \(60 states, numbers\)"),
+        ({"latents": np.full((60, 2), 1e39)}, "latents: found float64 that are not finite or too large"),
+        ({"latents": np.full((60, 2), np.inf, np.float16)}, "latents: found float16 that are not finite"),
+        ({"latents": np.full((60, 2), "1")}, "latents: found <U1, expected numbers"),
+        ({"episode": np.zeros(60)}, "episode: found float64, expected integers"),
+        ({"episode": np.full(60, 3)}, "episode: found 3 to 3, expected 0 to 2"),
+        ({"return": np.array(["1"] * 3)}, "return: found <U1, expected numbers"),
+        ({"return": np.full(3, np.inf)}, "return: found float64 that are not finite"),
+    ):
+        write_latents(artifacts, **changes)
+        with pytest.raises(ReportError, match=rf"latents\.npz: {message}"):
+            build(artifacts)
+
+
+@pytest.mark.parametrize("changes", [{"replica": np.zeros(39, int)}, {"replica": np.array(0)}, {"observations": 1.0}])
+def test_paths_that_do_not_fit_are_an_error(artifacts: Path, changes: dict[str, Any]) -> None:
+    write_plane(artifacts)
+    path = artifacts / "evaluate" / "bc" / "paths.npz"
+    np.savez(path, **{"observations": np.ones((40, 2)), "replica": np.zeros(40, int), **changes})
+    with pytest.raises(ReportError, match=r"bc/paths\.npz: .*: found shape"):
         build(artifacts)
 
 

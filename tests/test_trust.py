@@ -35,7 +35,7 @@ from dynarep.pipeline.entries import datasets_of, parse_entry
 from dynarep.pipeline.nn.networks import LARGEST, StackedLinear
 from dynarep.pipeline.playing.environments import EvaluationError, make_environment
 from dynarep.pipeline.report import ReportConfig, ReportError, build_report
-from dynarep.pipeline.report.inputs import read_arrays
+from dynarep.pipeline.report.arrays import LATENTS, read_arrays
 from dynarep.pipeline.run import Stage, stage_main
 from dynarep.pipeline.stored import read_json
 from dynarep.pipeline.training.checkpoint import is_sealed, seal
@@ -322,7 +322,15 @@ def test_returns_are_read(tmp_path: Path) -> None:
         ("clip.json", {"seconds_per_frame": 0}, "seconds_per_frame: found 0"),
         ("clip.json", {"seconds_per_frame": 1, "file": "../../etc/passwd.webp"}, "file: found '../../etc"),
         ("clip.json", {"seconds_per_frame": 1, "frames": 0}, "frames: found 0"),
-        ("metadata.json", {**METADATA, "params": {"learn": []}}, r"params\.learn: found \[\], expected a map"),
+        ("metadata.json", {**METADATA, "params": {"learn": []}}, r"params\.learn: found \[\]"),
+        ("metadata.json", {**METADATA, "params": {"learn": {"a": 5}}}, r"params\.learn\.a: found 5"),
+        (
+            "metadata.json",
+            {**METADATA, "params": {"learn": {"a": {"training": []}}}},
+            r"learn\.a\.training: found \[\]",
+        ),
+        ("returns.json", {**RETURNS, "recording": {"dataset": "x"}}, r"no 'recording\.own'"),
+        ("returns.json", {**RETURNS, "policies": {"bc": {"returns": [[1e39]], "lengths": [[1]]}}}, "found 1e[+]39"),
         ("metadata.json", {**METADATA, "datasets": "x"}, "datasets: found 'x'"),
         ("metadata.json", {**METADATA, "saw": {"a": 5}}, r"saw\.a: found 5"),
         ("demonstrate/metrics.json", {"returns": None}, "no 'dataset'"),
@@ -370,7 +378,7 @@ def test_an_archive_of_a_stage_that_claims_more_than_is_stored_is_refused(
     monkeypatch.setattr(flat, "SMALL", 10_000)
     np.savez_compressed(tmp_path / "latents.npz", latents=np.zeros(1_000_000))
     with pytest.raises(ReportError, match=r"latents\.npz: .* bytes stored for 8,000,128 in memory"):
-        read_arrays(tmp_path / "latents.npz", "latents")
+        read_arrays(tmp_path / "latents.npz", LATENTS)
 
 
 @pytest.mark.parametrize("make", [fifo, device, Path.mkdir])

@@ -95,13 +95,19 @@ def gather(artifacts: Path, entries: Collection[str] | None = None) -> dict[str,
             if policy.partition("@")[0] != entry:
                 raise ValueError(f"{path}: policies: found {policy!r}, expected {entry} and its snapshots")
         owners |= dict.fromkeys(returns["policies"], entry)
-        found = {**returns, "policies": {**found.get("policies", {}), **returns["policies"]}}
+        known = {name: _known(played) for name, played in returns["policies"].items()}
+        found = {**returns, "policies": {**found.get("policies", {}), **known}}
         metadata = artifacts / "learn" / entry / "metadata.json"
         kinds[entry] = str(read_json(metadata).get("kind")) if metadata.exists() else ""
     demonstrations = artifacts / "demonstrate" / "metrics.json"
     expert = read_json(demonstrations).get("returns") if demonstrations.exists() else None
     random = [policy for policy, entry in owners.items() if kinds[entry] == RANDOM_KIND]
     return {**found, "entries": owners, "kinds": kinds, "random": random, "demonstrations": expert}
+
+
+def _known(played: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is null: it says as much as what is not there."""
+    return {key: value for key, value in played.items() if value is not None}
 
 
 def summarise(raw: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

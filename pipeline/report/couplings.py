@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynarep.pipeline.report.arrays import EXAMPLE, read_arrays
 from dynarep.pipeline.report.html import data_uri, figure
-from dynarep.pipeline.report.inputs import Artifacts, MissingInputError, ReportError, read_arrays
+from dynarep.pipeline.report.inputs import Artifacts, MissingInputError, ReportError
 from dynarep.pipeline.report.plots import BLUE, canvas, pool, shade, svg
 
 PIXELS = 200
@@ -49,27 +49,15 @@ def _examples(artifacts: Artifacts) -> list[dict[str, Example]]:
         for path in sorted((artifacts.folder("relabel", name) / "examples").glob("*.npz")):
             if not path.stem.isdigit():
                 raise ReportError(f"{path}: expected a number as the name of an example")
-            example = read_arrays(path, "rewards", "agent")
-            _check(path, example)
+            example = read_arrays(path, EXAMPLE)
+            if "coupling" in example and "expert" not in example:
+                raise ReportError(f"{path}: no array 'expert'; found {', '.join(example)}")
             episode = str(artifacts.metadata("relabel", name).get("dataset", "")), str(example["agent"])
             episodes.setdefault(episode, {})[name] = example
             order.setdefault(episode, int(path.stem))
     if not episodes:
         raise MissingInputError(artifacts.root / "relabel" / "*" / "examples" / "*.npz")
     return [episodes[key] for key in sorted(episodes, key=lambda key: (key[0], order[key]))]
-
-
-def _check(path: Path, example: Example) -> None:
-    steps = example["rewards"].shape
-    if len(steps) != 1 or not steps[0]:
-        raise ReportError(f"{path}: rewards have shape {steps}, expected (steps,)")
-    if "true_rewards" in example and example["true_rewards"].shape != steps:
-        raise ReportError(f"{path}: true rewards have shape {example['true_rewards'].shape}, rewards {steps}")
-    if "coupling" in example and ("expert" not in example or example["coupling"].shape[:1] != steps):
-        raise ReportError(
-            f"{path}: a coupling of shape {example['coupling'].shape} with {steps[0]} rewards; expected one row for each "
-            "and an array 'expert'"
-        )
 
 
 def _title(number: int, total: int, labels: Mapping[str, Example]) -> str:

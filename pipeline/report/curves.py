@@ -51,14 +51,14 @@ def _model(artifacts: Artifacts, section: str, name: str) -> str:
 def _curves(path: Path, model: str) -> tuple[str, float]:
     """Panels, and the last update."""
     table = read_table(path, "update")
-    update = numbers(path, "update", table.pop("update"))
+    update = numbers(path, "update", table.pop("update"), gaps=False)
     panels = []
     for metric, texts in table.items():
         values = numbers(path, metric, texts)
         known = np.isfinite(values)
         if known.any():
             panels.append(_curve(model, metric, thin(update[known]), thin(values[known])))
-    return "".join(panels), float(update[-1]) if len(update) else 0.0
+    return "".join(panels), float(update[-1])
 
 
 def _curve(model: str, metric: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> str:

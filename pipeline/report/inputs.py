@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynarep.configs.params import read_file
-from dynarep.data.readers.arrays import opened_archive
+from dynarep.configs.params import FLOAT_MAX, read_file
 from dynarep.data.schema import DataError
 from dynarep.data.shards import first_episode, open_dataset
 from dynarep.pipeline import stored
@@ -112,41 +111,16 @@ def read_table(path: Path, *columns: str) -> dict[str, list[str]]:
     return {column: [row[i] for row in rows] for i, column in enumerate(header)}
 
 
-def numbers(path: Path, column: str, texts: Sequence[str]) -> NDArray[np.float64]:
-    """The column as finite numbers; an empty field is NaN."""
+def numbers(path: Path, column: str, texts: Sequence[str], *, gaps: bool = True) -> NDArray[np.float64]:
+    """The column as numbers within float32; an empty field is NaN, where there may be ``gaps``."""
     try:
-        found = np.array([float(text or "nan") for text in texts])
+        found = np.array([float(text) if text or not gaps else math.nan for text in texts])
     except ValueError as error:
         raise ReportError(f"{path}, column {column!r}: {error}") from None
     for text, number in zip(texts, found, strict=True):
-        if text and not math.isfinite(number):
-            raise ReportError(f"{path}, column {column!r}: found {text}, expected finite numbers")
+        if text and not abs(number) <= FLOAT_MAX:
+            raise ReportError(f"{path}, column {column!r}: found {text:.50}, expected numbers within float32")
     return found
-
-
-def read_arrays(path: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """Arrays of an npz file, among them ``names``: texts, and numbers, finite but for a ``return`` that nobody recorded."""
-    if not path.exists():
-        raise MissingInputError(path)
-    try:
-        with opened_archive(path) as archive:
-            arrays = dict(archive)
-    except DataError as error:
-        raise ReportError(str(error)) from None
-    except Exception as error:  # ValueError, OSError, BadZipFile, zlib.error, ... by the damage
-        raise ReportError(f"{path}: cannot be read, the file may be truncated or damaged: {error}") from None
-    missing = set(names) - set(arrays)
-    if missing:
-        raise ReportError(f"{path}: no array {min(missing)!r}; found {', '.join(arrays)}")
-    for name, values in arrays.items():
-        if values.dtype.kind not in "fiubU" or (name != "return" and not finite(values)):
-            raise ReportError(f"{path}: {name}: found {values.dtype}, expected finite numbers or text")
-    return arrays
-
-
-def finite(values: NDArray[Any]) -> bool:
-    """Whether all numbers of an array are; texts are."""
-    return values.dtype.kind == "U" or bool(np.isfinite(values).all())
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynarep.pipeline.report.arrays import LATENTS, PATHS, read_arrays
 from dynarep.pipeline.report.html import figure, listing
 from dynarep.pipeline.report.inputs import (
     NONE,
@@ -15,7 +16,6 @@ from dynarep.pipeline.report.inputs import (
     Artifacts,
     MissingInputError,
     Scored,
-    read_arrays,
     read_json,
 )
 from dynarep.pipeline.report.maps import Frame, coloured_map, drawing
@@ -61,7 +61,7 @@ def plane_pictures(artifacts: Artifacts, scored: Scored) -> str:
 def _states(artifacts: Artifacts, name: str) -> Array | None:
     """Held-out states of an encoder (N, 2); None where they are no points in a plane, or not kept."""
     try:
-        stored = read_arrays(artifacts.folder("pretrain", name) / "latents.npz", "latents")
+        stored = read_arrays(artifacts.folder("pretrain", name) / "latents.npz", LATENTS)
     except MissingInputError:
         return None
     states = stored.get("observations")
@@ -69,7 +69,7 @@ def _states(artifacts: Artifacts, name: str) -> Array | None:
 
 
 def _read(artifacts: Artifacts, name: str) -> tuple[Array, Array]:
-    stored = read_arrays(artifacts.folder("pretrain", name) / "latents.npz", "latents", "observations")
+    stored = read_arrays(artifacts.folder("pretrain", name) / "latents.npz", LATENTS)
     positions = _positions(artifacts, stored["observations"])
     assert positions is not None
     return positions, stored["latents"].astype(np.float64)
@@ -113,7 +113,7 @@ def _paths(artifacts: Artifacts, scored: Scored, states: Array, demonstration: A
             chosen.setdefault("learned" if scored.lineage(name).learned else "unlearned", name)
     paths: list[tuple[str, Array]] = []
     for style, name in sorted(chosen.items()):
-        stored = read_arrays(artifacts.folder("evaluate", name) / "paths.npz", "observations", "replica")
+        stored = read_arrays(artifacts.folder("evaluate", name) / "paths.npz", PATHS)
         seen, replica = stored["observations"], stored["replica"]
         positions = _positions(artifacts, seen)
         if positions is not None:

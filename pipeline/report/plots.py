@@ -25,6 +25,7 @@ INK, RULE = "#010203", "#040506"
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -88,7 +89,7 @@ def pool(matrix: NDArray[Any], most: int) -> NDArray[Any]:
     for axis, size in enumerate(matrix.shape):
         if size > most:
             edges = np.linspace(0, size, most + 1).astype(int)
-            sums = np.add.reduceat(matrix, edges[:-1], axis=axis)
+            sums = np.add.reduceat(matrix, edges[:-1], axis=axis, dtype=np.float64)
             widths = np.diff(edges).reshape([-1 if i == axis else 1 for i in range(matrix.ndim)])
             matrix = sums / widths
     return matrix

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dynarep.pipeline.report.html import figure, listing, missing_note, note, or_missing, table
+from dynarep.pipeline.report.arrays import LATENTS, read_arrays
+from dynarep.pipeline.report.html import figure, listing, note, or_missing, table
 from dynarep.pipeline.report.inputs import (
     UNLEARNED_KINDS,
     Artifacts,
     MissingInputError,
     ReportError,
     numbers,
-    read_arrays,
     read_table,
 )
 from dynarep.pipeline.report.maps import Frame, coloured_map
@@ -85,7 +85,7 @@ def read_distances(artifacts: Artifacts, name: str) -> dict[str, dict[str, NDArr
     path = artifacts.folder("pretrain", name) / "distance.tsv"
     columns = ("k", "mean", "low", "high")
     rows = read_table(path, "space", *columns)
-    values = {column: numbers(path, column, rows[column]) for column in columns}
+    values = {column: numbers(path, column, rows[column], gaps=column != "k") for column in columns}
     spaces = np.array(rows["space"])
     order = np.argsort(values["k"], kind="stable")
     return {
@@ -109,7 +109,7 @@ def _series(artifacts: Artifacts, name: str, table: str, *columns: str) -> list[
     """Columns of a table of numbers beside an encoder."""
     path = artifacts.folder("pretrain", name) / table
     rows = read_table(path, *columns)
-    return [numbers(path, column, rows[column]) for column in columns]
+    return [numbers(path, column, rows[column], gaps=column != "k") for column in columns]
 
 
 def _distance(artifacts: Artifacts, name: str) -> str:
@@ -172,24 +172,20 @@ def _value(artifacts: Artifacts, name: str) -> str:
 
 def _maps(artifacts: Artifacts, name: str) -> str:
     path = artifacts.folder("pretrain", name) / "latents.npz"
-    stored = read_arrays(path, "latents", "episode", "step", "return")
-    latents, episode, step = stored["latents"], stored["episode"], stored["step"]
-    if not len(latents) == len(episode) == len(step):
-        raise ReportError(f"{path}: {len(latents)} latents, {len(episode)} episodes and {len(step)} steps")
-    if not len(latents):
-        return missing_note(artifacts, path, "states in ")
-    returns = stored["return"]
-    known = episode.dtype.kind in "iu" and returns.ndim == 1 and 0 <= episode.min() <= episode.max() < len(returns)
-    if latents.ndim != 2 or not known:
-        raise ReportError(f"{path}: found latents {latents.shape} and episodes that are not 0 to {returns.size - 1}")
-    colourings = {"step of the episode": step.astype(float), "return of the episode": stored["return"][episode]}
+    stored = read_arrays(path, LATENTS)
+    latents, episode, returns = stored["latents"], stored["episode"], stored["return"]
+    if not 0 <= episode.min() <= episode.max() < len(returns):
+        raise ReportError(
+            f"{path}: episode: found {episode.min()} to {episode.max()}, expected 0 to {len(returns) - 1}"
+        )
+    colourings = {"step of the episode": stored["step"].astype(float), "return of the episode": returns[episode]}
     projections = {"PCA": _pca}
     if find_spec("umap") is not None and artifacts.kind("pretrain", name) not in UNLEARNED_KINDS:
         projections["UMAP"] = _umap
     panels = ""
     for method, project in projections.items():
         points, about = project(latents)
-        about = f"{len(latents):,} states of {len(stored['return'])} held-out episodes, first replica; {about}"
+        about = f"{len(latents):,} states of {len(returns)} held-out episodes, first replica; {about}"
         frame = Frame.around(points)
         panels += "".join(
             coloured_map(frame, points, values, f"{method} of {name}, {what}", about)
@@ -201,7 +197,7 @@ def _maps(artifacts: Artifacts, name: str) -> str:
 
 def _pca(latents: NDArray[Any]) -> tuple[NDArray[np.float64], str]:
     """Projection (N, 2) onto the two directions of largest variance, and how much they hold."""
-    centred = latents.astype(np.float64) - latents.mean(0)
+    centred = latents - latents.mean(0, dtype=np.float64)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     share = 100 * sizes[:2] ** 2 / max((sizes**2).sum(), np.finfo(float).tiny)
     points = centred @ directions[:2].T

@@ -74,13 +74,8 @@ def rollouts_section(artifacts: Artifacts, scored: Scored) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     clip = read_json(path)
-    wanted = (
-        ("seconds_per_frame",)
-        if "notice" in clip
-        else ("seconds_per_frame", "file", "frames", "steps", "reward", "ended")
-    )
-    for field in wanted:
-        if field != "reward" and clip.get(field) is None:
+    for field in () if "notice" in clip else ("file", "frames", "steps", "ended"):
+        if clip.get(field) is None:
             raise ReportError(f"{path}: no {field!r}")
     return clip
 
@@ -122,7 +117,7 @@ def _film(film: _Film, score: str, episode: tuple[float, int] | None) -> str:
         )
     frame = f"aspect-ratio:{width}/{height / clip['frames']:g}"
     shown = f"{'all' if clip['ended'] else 'first'} {count(clip['steps'], 'step')} shown"
-    shown += "" if clip["reward"] is None else f", return {clip['reward']:,.0f}"
+    shown += "" if clip.get("reward") is None else f", return {clip['reward']:,.0f}"
     whole = f"; {episode[0]:,.0f} in all {count(episode[1], 'step')}" if episode and not clip["ended"] else ""
     address = data_uri(content, "image/webp")
     title = escape(film.name) + (f" <span>{escape(score)}</span>" if score else "")
