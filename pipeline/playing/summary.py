@@ -324,7 +324,8 @@ def _print_table(
     from rich.box import SIMPLE
     from rich.table import Table as Printed
 
-    table = Printed(title=title, box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
+    console.print(title, style="italic", markup=False, highlight=False)  # a title of the table would fold at its width
+    table = Printed(box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("policy", overflow="fold")
     texts = [column.texts(scores) for column in shown]
     for column in shown:
