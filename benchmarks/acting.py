@@ -1,16 +1,12 @@
 """Soft actor-critic side by side with Stable-Baselines3's: steps per second of a training, collection included.
 
-    python -m benchmarks.acting
-
-One update for each step of Hopper-v4, networks of 256x256, batches of 256. Steps of all replicas count. The contenders take
-turns on one core; numbers are medians with the least and the largest. Writes ``benchmarks/results/acting.json``.
+One update for each step of Hopper-v4, networks of 256x256, batches of 256. Steps of all replicas count. A group of
+``benchmarks.throughput``.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import sys
 import tempfile
 import time
@@ -18,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import RESULTS
-from benchmarks.timing import Contender, Group, Work, compare, processor
+from benchmarks.timing import Contender, Group, Work
 
 ENV = "Hopper-v4"
-WARM_UP = 300
+WARM_UP = 100
 """Random steps and updates before the clock starts, compiling included."""
 
 
@@ -109,25 +104,3 @@ def group(steps: int) -> Group:
             Contender("Stable-Baselines3", partial(stable_baselines3, steps)),
         ],
     )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Time, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.acting", description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=1000, help="timed steps of each replica and turn")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS / "acting.json")
-    options = parser.parse_args(arguments)
-    timings = compare(group(options.steps), options.repeats)
-    rows = [{"name": t.name, "rates": t.rates, "missing": t.missing} for t in timings]
-    for timing in timings:
-        if timing.missing is None:
-            low, high = min(timing.rates), max(timing.rates)
-            print(f"{timing.name:24} {timing.median:8.1f} steps/s  [{low:.1f}, {high:.1f}]")
-        else:
-            print(f"{timing.name:24} missing: {timing.missing}")
-    options.output.write_text(json.dumps({"processor": processor(), "steps": options.steps, "timings": rows}, indent=1))
-
-
-if __name__ == "__main__":
-    main()

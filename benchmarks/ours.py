@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.timing import Work
+from benchmarks.timing import NotMeasured, Work
 
 OBSERVATIONS, ACTIONS = 11, 3
 
@@ -72,10 +72,20 @@ def icvf_learner(hidden: int, batch: int, replicas: int, variant: Any) -> tuple[
     return drawn(ICVF, ICVFConfig(hidden=(hidden,), latent_dim=hidden, variant=variant), batch, replicas)
 
 
-def loop(make: Callable[[], tuple[Any, Any]], count: int, *, compile_it: bool) -> Work:
+def metric_learner(hidden: int, batch: int, replicas: int) -> tuple[Any, Any]:
+    """The temporal metric, see ``drawn``."""
+    from dynarep.pipeline.methods.encoders.temporal_metric import TemporalMetric, TemporalMetricConfig
+
+    return drawn(TemporalMetric, TemporalMetricConfig(hidden=(hidden, hidden)), batch, replicas)
+
+
+def loop(make: Callable[[], tuple[Any, Any]], count: int, *, compile_it: bool, capture: bool = False) -> Work:
     """Trainings by the loop, with chunks, logging, progress lines and checkpoints; what counts is after the first chunk.
 
     What is left out is Lightning's start and end and compiling, which do not grow with the length of a training.
+
+    Raises:
+        NotMeasured: if it was to be captured as one CUDA graph and was not; the message says why.
     """
     from dynarep.pipeline.method import Sources
     from dynarep.pipeline.training.config import TrainingConfig
@@ -84,7 +94,11 @@ def loop(make: Callable[[], tuple[Any, Any]], count: int, *, compile_it: bool) -
 
     chunk = min(250, count)
     training = TrainingConfig(
-        updates=chunk + count + 1, updates_per_chunk=chunk, checkpoint_every=max(chunk, count // 2), compile=compile_it
+        updates=chunk + count + 1,
+        updates_per_chunk=chunk,
+        checkpoint_every=max(chunk, count // 2),
+        compile=compile_it,
+        capture=capture,
     )
 
     def work() -> tuple[float, float]:
@@ -102,8 +116,11 @@ def loop(make: Callable[[], tuple[Any, Any]], count: int, *, compile_it: bool) -
             kept, sys.stderr = sys.stderr, io.StringIO()
             try:
                 train(learner, Sources({}, 1, 1, device()), timed, training, run=run, shown=("loss",), key="bench")
+                printed = sys.stderr.getvalue()
             finally:
                 sys.stderr = kept
+            if "not captured" in printed:
+                raise NotMeasured(printed.strip().splitlines()[-1])
             return float(count), draws[chunk + count] - draws[chunk]
 
     return work

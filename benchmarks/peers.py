@@ -232,6 +232,48 @@ def jax_icvf(hidden: int, batch: int, count: int, *, scan: bool, layer_norm: boo
     return _jax_loop(initial, update, on_device if scan else on_host, count, scan=scan)
 
 
+def jax_metric(hidden: int, batch: int, count: int, *, scan: bool) -> Work:
+    """The temporal metric in JAX with optax: one network on three batches of states, and the multiplier."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    data = Recording()
+    s_dim = data.observations.shape[1]
+    parameters = {
+        "gate": jnp.ones(s_dim),
+        "psi": _jax_mlp(jax.random.PRNGKey(0), (s_dim, hidden, hidden, 32)),
+        "multiplier": jnp.asarray(10.0),
+    }
+    optimizer = optax.adam(LEARNING_RATE)
+
+    def loss(p: Any, s: Any, s_next: Any, others: Any) -> Any:
+        x = jnp.concatenate([s, s_next, others]) * p["gate"] ** 2
+        a, b, c = jnp.split(_jax_apply(p["psi"], x, layer_norm=True), 3)
+        step, far = (jnp.sqrt(((a - y) ** 2).sum(-1) + 1e-6) for y in (b, c))
+        excess = (jnp.maximum(step - 1.0, 0.0) ** 2).mean() - 0.25**2
+        weight, stop = jax.nn.softplus(p["multiplier"]), jax.lax.stop_gradient
+        spread = (jax.nn.softplus(0.01 * (500.0 - far)) / 0.01).mean()
+        return spread + stop(weight) * excess - weight * stop(excess)
+
+    def update(state: Any, fields: Any) -> Any:
+        p, moments = state
+        change, moments = optimizer.update(jax.grad(loss)(p, *fields), moments)
+        return optax.apply_updates(p, change), moments
+
+    observations, following = jnp.asarray(data.observations), jnp.asarray(data.next_observations)
+
+    def on_device(key: Any) -> Any:
+        index, others = jax.random.randint(key, (2, batch), 0, len(data))
+        return observations[index], following[index], observations[others]
+
+    def on_host(rng: np.random.Generator) -> Any:
+        index, others = rng.integers(0, len(data), (2, batch))
+        return data.observations[index], data.next_observations[index], data.observations[others]
+
+    return _jax_loop((parameters, optimizer.init(parameters)), update, on_device if scan else on_host, count, scan=scan)
+
+
 def torch_iql(hidden: int, batch: int, count: int) -> Work:
     """IQL as single-file PyTorch codes have it: an optimiser, a backward pass and a logged number for each loss."""
     import torch

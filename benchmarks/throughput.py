@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks import peers
+from benchmarks import acting, peers
 from benchmarks.ours import (
     arithmetic,
     bare,
@@ -42,6 +42,7 @@ from benchmarks.ours import (
     lightning_steps,
     loader_batches,
     loop,
+    metric_learner,
     ott_relabelling,
     our_batches,
     our_reading,
@@ -71,16 +72,24 @@ def groups(scale: float) -> list[Group]:
         return length if scale >= 0.1 else max(20, round(length * scale))
 
     iql, icvf = partial(iql_learner, h, b, 1), partial(icvf_learner, h, b, 1, "icvf")
-    normed = partial(icvf_learner, h, b, 1, "ailot")
+    normed, metric = partial(icvf_learner, h, b, 1, "ailot"), partial(metric_learner, h, b, 1)
     scan = n(192, peers.SCAN)
+
+    def trained(make: Callable[[], tuple[Any, Any]], count: int) -> list[Contender]:
+        captured = partial(loop, make, n(4 * count, 2), compile_it=True, capture=True)
+        return [
+            Contender("dynarep", partial(loop, make, n(count, 2), compile_it=True)),
+            *([Contender("dynarep, one CUDA graph", captured)] if device().type == "cuda" else []),
+            Contender("dynarep, not compiled", partial(loop, make, n(2 * count // 3, 2), compile_it=False)),
+            Contender("dynarep, bare loop, not compiled", partial(bare, make, n(count // 2))),
+        ]
+
     found = [
         Group(
             "IQL, 256x256, batch 256",
             "updates",
             [
-                Contender("dynarep", partial(loop, iql, n(500, 2), compile_it=True)),
-                Contender("dynarep, not compiled", partial(loop, iql, n(250, 2), compile_it=False)),
-                Contender("dynarep, bare loop, not compiled", partial(bare, iql, n(200))),
+                *trained(iql, 400),
                 Contender("PyTorch, an optimiser per loss", partial(peers.torch_iql, h, b, n(120)), "CORL's structure"),
                 Contender("d3rlpy", partial(peers.d3rlpy_iql, h, b, n(80))),
                 Contender("JAX, jit", partial(peers.jax_iql, h, b, n(200), scan=False)),
@@ -90,26 +99,33 @@ def groups(scale: float) -> list[Group]:
         )
     ]
     for name, make, layer_norm in (("ICVF", icvf, False), ("ICVF, LayerNorm and GELU", normed, True)):
+        jitted = partial(peers.jax_icvf, h, b, n(60), scan=False, layer_norm=layer_norm)
+        scanned = partial(peers.jax_icvf, h, b, peers.SCAN, scan=True, layer_norm=layer_norm)
         found.append(
             Group(
                 f"{name}, 256x256, batch 256",
                 "updates",
                 [
-                    Contender("dynarep", partial(loop, make, n(150, 2), compile_it=True)),
-                    Contender("dynarep, not compiled", partial(loop, make, n(100, 2), compile_it=False)),
-                    Contender("dynarep, bare loop, not compiled", partial(bare, make, n(60))),
-                    Contender(
-                        "JAX, jit",
-                        partial(peers.jax_icvf, h, b, n(60), scan=False, layer_norm=layer_norm),
-                        "the structure of icvf_release",
-                    ),
-                    Contender(
-                        "JAX, scan of 64", partial(peers.jax_icvf, h, b, peers.SCAN, scan=True, layer_norm=layer_norm)
-                    ),
+                    *trained(make, 150),
+                    Contender("JAX, jit", jitted, "the structure of icvf_release"),
+                    Contender("JAX, scan of 64", scanned),
                 ],
                 partial(arithmetic, make),
             )
         )
+    found.append(
+        Group(
+            "Temporal metric, 256x256, batch 256",
+            "updates",
+            [
+                *trained(metric, 500),
+                Contender("JAX, jit", partial(peers.jax_metric, h, b, n(400), scan=False)),
+                Contender("JAX, scan of 64", partial(peers.jax_metric, h, b, scan, scan=True)),
+            ],
+            partial(arithmetic, metric),
+        )
+    )
+    found.append(acting.group(n(150, 2)))
     cost = peers.cost_of(*peers.walks(size(1000), size(1000)))
     for epsilon in (0.05, 0.01):
         pot = partial(peers.pot_sinkhorn, cost, epsilon, 100)
@@ -266,11 +282,11 @@ def peak_memory(group: int, contender: int, scale: float) -> int | None:
 
 
 END_TO_END = {"pretrain intent": 6000, "learn iql_ailot": 20_000}
-"""Updates of the two trainings in the default params file."""
+"""Updates of the two trainings in Hopper's preset."""
 
 
 def end_to_end() -> dict[str, float]:
-    """Seconds of the stage programs that lead to ``iql_ailot``, at the size of the default run, and of their bare loops.
+    """Seconds of the stage programs that lead to ``iql_ailot`` in Hopper's preset, and of their bare loops.
 
     The loops are not compiled. Their rates are measured afterwards on the same cores, in one thread as the programs, and
     their times are updates over rates.
@@ -286,7 +302,9 @@ def end_to_end() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
-        values = yaml.safe_load((project / "params.yaml").read_text())
+        preset = (project / "configs" / "presets" / "hopper.yaml").read_text()
+        (project / "params.yaml").write_text(preset)
+        values = yaml.safe_load(preset)
         entries = {name: values[name.split()[0]][name.split()[1]] for name in programs}
         for program, updates in END_TO_END.items():
             assert entries[program]["training"]["updates"] == updates
@@ -388,7 +406,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of every contender")
     parser.add_argument("--scale", type=float, default=1.0, help="length of a turn; 1 is about two seconds")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory, which takes a process each")
-    parser.add_argument("--end-to-end", action="store_true", help="also time the stages of a default run (minutes)")
+    parser.add_argument("--end-to-end", action="store_true", help="also time the stages of a whole path (minutes)")
     parser.add_argument("--output", type=Path, default=RESULTS / "throughput.json", help="where the numbers go")
     options = parser.parse_args(arguments)
     import torch

@@ -15,6 +15,10 @@ Work = Callable[[], float | tuple[float, float]]
 """Works for a while and returns how many units it did, and in how many seconds if not all of its time counts."""
 
 
+class NotMeasured(Exception):  # noqa: N818
+    """A contender cannot run here; the message says why."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way of doing the work of a group.
@@ -67,8 +71,8 @@ class Timing:
 def compare(group: Group, repeats: int) -> list[Timing]:
     """Time all contenders of a group in turns, ``repeats`` times after one untimed turn.
 
-    On one core, NumPy computes in one thread where threadpoolctl is installed. A contender whose packages are not installed is
-    reported as missing.
+    On one core, NumPy computes in one thread where threadpoolctl is installed. A contender that cannot run here, as one whose
+    packages are not installed, is reported as missing.
     """
     cores = os.sched_getaffinity(0)
     with contextlib.ExitStack() as stack:
@@ -86,7 +90,7 @@ def compare(group: Group, repeats: int) -> list[Timing]:
             try:
                 work[contender.name] = contender.start()
                 work[contender.name]()
-            except ImportError as error:
+            except (ImportError, NotMeasured) as error:
                 timing.missing = str(error)
                 work.pop(contender.name, None)
         for _ in range(repeats):

@@ -670,7 +670,7 @@ def test_what_cannot_be_compiled_is_trained_plainly_unless_it_must_be(
         fit(tmp_path / "must", must, learner=Stubborn())
     plain = fit(tmp_path / "plain", replace(must, compile=False), learner=Stubborn())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynarep.pipeline.training.loop.COMPILE_FROM", 1)
+        patch.setattr("dynarep.pipeline.training.update.COMPILE_FROM", 1)
         tried = fit(tmp_path / "tried", replace(must, compile=None), learner=Stubborn())
     assert "not compiled" in capsys.readouterr().err
     assert torch.equal(tried.network.layers[0].weight, plain.network.layers[0].weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from dynarep.configs.params import Field, config
 
@@ -27,6 +28,12 @@ class TrainingConfig:
     compile: bool | None = None
     """Compile losses and gradients into one graph (faster updates after seconds of compiling). By default trainings of at
     least ``COMPILE_FROM`` updates are, where PyTorch can; the last bits of the result depend on it."""
+    capture: bool = False
+    """Replay the whole update, from drawing a batch to target networks, as one CUDA graph, once the graph has been seen to do
+    what plain updates do. Where it cannot, the training says why and goes on without."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """PyTorch's precision of float32 matrix products: ``high`` allows TF32 and ``medium`` bfloat16 where the device has them. The
+    result depends on it."""
     average_rate: float = Field(default=1.0, gt=0, le=1)
     """Rate per update at which the model that is kept follows the trained one (Polyak averaging); 1 keeps the latter."""
 

@@ -50,12 +50,13 @@ def gradients_of(learner: nn.Module, parameters: list[nn.Parameter]) -> Gradient
     return gradients
 
 
-def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
-    """The same function as one compiled graph, on CUDA replayed as a CUDA graph.
+def compiled(gradients: Gradients, *, needed: bool, replayed: bool = True) -> Gradients:
+    """The same function as one compiled graph.
 
     Args:
         gradients: from ``gradients_of``.
         needed: raise where it cannot be compiled; else say so and go on without.
+        replayed: on CUDA, replay it as a CUDA graph of its own.
     """
     if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
         if needed:
@@ -63,7 +64,7 @@ def compiled(gradients: Gradients, *, needed: bool) -> Gradients:
         return gradients
     torch._dynamo.reset()  # the graphs of earlier trainings of this process count against a limit
     torch._dynamo.config.trace_autograd_ops = True
-    mode = "reduce-overhead" if torch.cuda.is_available() else "default"
+    mode = "reduce-overhead" if replayed and torch.cuda.is_available() else "default"
     fast = torch.compile(gradients, fullgraph=True, mode=mode)
     works: bool | None = None
 

@@ -36,11 +36,11 @@ from dynarep.pipeline.method import Sources
 from dynarep.pipeline.sources import Source, SourceError
 from dynarep.pipeline.tables import write_table
 from dynarep.pipeline.training.checkpoint import relative, saved_updates, seal
-from dynarep.pipeline.training.config import COMPILE_FROM, TrainingConfig
+from dynarep.pipeline.training.config import TrainingConfig
 from dynarep.pipeline.training.device import denormals_as_zero, keep_freed_memory
-from dynarep.pipeline.training.gradients import clip_gradients, compiled, gradients_of
 from dynarep.pipeline.training.processes import check_processes, mean_over_processes, rows_of
 from dynarep.pipeline.training.run import Run, code_digest
+from dynarep.pipeline.training.update import CapturedStep, Update, matmul_precision
 from dynarep.pipeline.training.watching import Loggers, Progress, TensorBoard, loggers_of
 
 Sample = Callable[[torch.Generator], Any]
@@ -99,12 +99,10 @@ class TrainingLoop(pl.LightningModule):
         return self.training_config.updates
 
     def configure_optimizers(self) -> Any:
-        """Adam over the groups of the learner, each with its own rate and limit of the gradient."""
-        groups = self.learner.parameter_groups()  # type: ignore[operator]
-        self._initial_rates = [group["lr"] for group in groups]
-        self._cosine = [group.pop("cosine", False) for group in groups]
-        self._clips = [group.pop("clip", None) for group in groups]
-        return torch.optim.Adam(groups, fused=True)
+        """The optimizer of the update."""
+        captured = self.training_config.capture and self.device.type == "cuda"
+        self.update = Update(self.learner, self.training_config, captured=captured)
+        return self.update.optimizer
 
     def on_fit_start(self) -> None:
         """Seed, or go on with the state of a checkpoint; prepare the gradients."""
@@ -120,15 +118,34 @@ class TrainingLoop(pl.LightningModule):
                 self.source.restore(self._resumed["source"])
             self.rows = [row.to(self.device) for row in self.rows]
             self.trainer.should_stop = self.updates >= self.training_config.updates
+        self.update.compile_losses()
+        self.step: Callable[[], dict[str, Tensor]] = self._step
+        if self.training_config.capture:
+            self.step = self._captured()
 
-        training, parameters = self.training_config, self._trained()
-        self.gradients = gradients_of(self.learner, parameters)
-        if training.compile or (training.compile is None and training.updates >= COMPILE_FROM):
-            self.gradients = compiled(self.gradients, needed=training.compile is True)
+    def _step(self) -> dict[str, Tensor]:
+        """Draw a batch and update."""
+        batch = self.sample(self.generator)
+        processes = self.trainer.world_size
+        if processes == 1:
+            return self.update(batch)
+        batch = rows_of(batch, self.trainer.global_rank, processes, getattr(self.learner, "whole", ()))
+        gradients, values = self.update.gradients(batch)
+        self.update.apply(mean_over_processes(gradients))
+        return values
 
-    def _trained(self) -> list[nn.Parameter]:
-        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
-        return [p for group in optimizer.param_groups for p in group["params"]]
+    def _captured(self) -> Callable[[], dict[str, Tensor]]:
+        """The same as one CUDA graph, or the plain one where that cannot be."""
+        reasons = {
+            "the device is no GPU": self.device.type != "cuda",
+            "it learns from steps that it makes": self.source is not None,
+            "several processes share a batch": self.trainer.world_size > 1,
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is None:
+            return CapturedStep(self._step, self.update, self.generator)
+        print(f"{self.name}: not captured as one CUDA graph, which only takes longer: {reason}", file=sys.stderr)
+        return self._step
 
     def on_train_start(self) -> None:
         """All that a checkpoint holds has been taken back."""
@@ -136,33 +153,15 @@ class TrainingLoop(pl.LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> None:
         """The updates of a chunk, or of what is left of one; ``batch`` is a placeholder."""
-        training, parameters = self.training_config, self._trained()
-        optimizer: torch.optim.Optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        training = self.training_config
         snapshot_updates, processes = training.snapshot_updates, self.trainer.world_size
         started, first = time.perf_counter(), self.updates
         end = min(training.updates, (first // training.updates_per_chunk + 1) * training.updates_per_chunk)
         while self.updates < end:
-            progress = self.updates / training.updates
-            for group, rate, cosine in zip(optimizer.param_groups, self._initial_rates, self._cosine, strict=True):
-                if cosine:
-                    group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+            self.update.set_rates(self.updates)
             if not self._advanced():
                 break
-            drawn = self.sample(self.generator)
-            if processes > 1:
-                drawn = rows_of(drawn, self.trainer.global_rank, processes, getattr(self.learner, "whole", ()))
-            gradients, values = self.gradients(drawn)
-            if processes > 1:
-                gradients = mean_over_processes(gradients)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            if training.gradient_clip is not None:
-                clip_gradients(parameters, training.gradient_clip)
-            for group, clip in zip(optimizer.param_groups, self._clips, strict=True):
-                if clip is not None:
-                    clip_gradients(group["params"], clip)
-            optimizer.step()
-            self.learner.after_update()  # type: ignore[operator]
+            values = self.step()
             if self.average is not None:
                 self.average.update_parameters(self.learner)
             self.updates += 1
@@ -338,7 +337,7 @@ def train(
         if run.rank == 0:
             how = "trained already, in" if saved == training.updates else f"resuming at update {saved} from"
             print(f"{run.title}: {how} {relative(resume)}", file=sys.stderr)
-    with denormals_as_zero(), warnings.catch_warnings():
+    with denormals_as_zero(), matmul_precision(training.matmul_precision), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", category=FutureWarning)
         trainer = pl.Trainer(

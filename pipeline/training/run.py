@@ -87,7 +87,7 @@ def code_digest(learner: nn.Module, sample: Callable[..., Any]) -> str:
     owner = getattr(sample, "__self__", None)
     parts = [*learner.modules(), *([] if owner is None else [owner])]
     names = {base.__module__ for part in parts for base in type(part).__mro__} | {sample.__module__}
-    names |= {f"dynarep.pipeline.training.{name}" for name in ("loop", "gradients", "config")}
+    names |= {f"dynarep.pipeline.training.{name}" for name in ("loop", "update", "gradients", "config")}
     names |= {f"dynarep.data.{name}" for name in ("replay", "resident", "sampling", "stream")}
     names |= {"dynarep.pipeline.nn.functional", "dynarep.pipeline.playing.replay"}
     chosen = sorted(
