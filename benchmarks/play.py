@@ -1,10 +1,11 @@
-"""Recordings of OGBench's own experts: play towards random goals, and one demonstration of a task.
+"""Recordings of experts that are programs: play towards random goals, and demonstrations of a task.
 
     python -m benchmarks.play pointmaze-large recordings
 
-Writes ``pointmaze-large-play.hdf5`` and ``pointmaze-large-expert.hdf5`` in D4RL's layout. The experts are those of OGBench (Park,
-Frans, Eysenbach, Levine, ICLR 2025): in a maze the way from cell to cell, in ``cube-single`` the rule that lifts the cube and
-carries it. ``cube-single`` needs all of OGBench's packages (docs/environments.md).
+Writes ``pointmaze-large-play.hdf5`` and ``pointmaze-large-expert.hdf5`` in D4RL's layout. Most experts are those of OGBench
+(Park, Frans, Eysenbach, Levine, ICLR 2025): in a maze the way from cell to cell, in ``cube-single`` the rule that lifts the cube
+and carries it. ``cube-single`` needs all of OGBench's packages (docs/environments.md). ``pendulum`` is Gymnasium's ``Pendulum-v1``,
+swung up by its energy; it has no goals, so its play is the same with noise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,7 +86,35 @@ class CubeExpert:
         return bool(self.rule.done)
 
 
-EXPERTS: dict[str, Callable[[Any], Expert]] = {"pointmaze": MazeExpert, "cube": CubeExpert}
+class PendulumExpert:
+    """Pumps energy until it is that of standing upright, and then holds the pendulum there (Astrom, Furuta, 2000)."""
+
+    upright, near = 5.0, 0.9
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+    def aim(self) -> None:
+        """There is one goal."""
+
+    def action(self, observation: Array, info: dict[str, Any]) -> Array:
+        """A torque within [-2, 2]."""
+        cosine, sine, speed = observation
+        if cosine > self.near:
+            return np.asarray([-12.0 * np.arctan2(sine, cosine) - 3.0 * speed]).clip(-2, 2)
+        energy = speed**2 / 6 + self.upright * cosine
+        return np.asarray([5.0 * np.sign(speed or 1.0) * (self.upright - energy)]).clip(-2, 2)
+
+    def arrived(self) -> bool:
+        """Never: it has to be held."""
+        return False
+
+
+EXPERTS: dict[str, Callable[[Any], Expert]] = {
+    "pointmaze": MazeExpert,
+    "cube": CubeExpert,
+    "pendulum": PendulumExpert,
+}
 
 
 def record(
@@ -93,7 +123,7 @@ def record(
     """Episodes in D4RL's columns, with Gaussian noise in the actions; a new goal whenever one is reached.
 
     Args:
-        env: with actions in [-1, 1].
+        env: where it acts.
         expert: acts in it.
         episodes: how many.
         steps: at most, of each; an episode ends earlier where the environment ends it.
@@ -111,7 +141,8 @@ def record(
         observation, info = env.reset(seed=seed + episode)
         for step in range(steps):
             action = expert.action(observation, info)
-            action = np.clip(action + noise * rng.standard_normal(action.shape), -1, 1)
+            action = action + noise * rng.standard_normal(action.shape)
+            action = np.clip(action, env.action_space.low, env.action_space.high)
             after, reward, terminal, _, info = env.step(action)
             arrived = expert.arrived()
             last = terminal or step + 1 == steps or (once and arrived)
@@ -139,16 +170,37 @@ def write(path: Path, columns: dict[str, NDArray[Any]]) -> None:
     print(f"{path}: {len(ends)} steps, {int(ends.sum())} episodes")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Record play and a demonstration."""
+def ogbench(task: str, steps: int, **free: Any) -> tuple[Any, Any]:
+    """Environments of OGBench for play and for the task."""
     import gymnasium
 
     import_module("ogbench")  # registers its environments
-    parser = argparse.ArgumentParser(description="Record OGBench's experts.")
-    parser.add_argument("task", help="pointmaze-medium, pointmaze-large, pointmaze-giant or cube-single")
+    play = gymnasium.make(f"{task}-v0", terminate_at_goal=False, max_episode_steps=steps, **free)
+    return play, gymnasium.make(f"{task}-singletask-task1-v0")
+
+
+def pendulum(task: str, steps: int) -> tuple[Any, Any]:
+    """Gymnasium's environment, twice."""
+    import gymnasium
+
+    return gymnasium.make("Pendulum-v1", max_episode_steps=steps), gymnasium.make("Pendulum-v1")
+
+
+ENVIRONMENTS: dict[str, Callable[[str, int], tuple[Any, Any]]] = {
+    "pointmaze": ogbench,
+    "cube": partial(ogbench, mode="data_collection"),
+    "pendulum": pendulum,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Record play and demonstrations."""
+    parser = argparse.ArgumentParser(description="Record experts that are programs.")
+    parser.add_argument("task", help="pointmaze-medium, pointmaze-large, pointmaze-giant, cube-single or pendulum")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--episodes", type=int, default=60)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--demonstrations", type=int, default=1)
     parser.add_argument("--noise", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -156,13 +208,11 @@ def main(argv: list[str] | None = None) -> None:
     if family not in EXPERTS:
         parser.error(f"task: found {args.task!r}, expected one of {', '.join(EXPERTS)}")
     args.folder.mkdir(parents=True, exist_ok=True)
-    free: dict[str, Any] = {"pointmaze": {}, "cube": {"mode": "data_collection"}}[family]
-    env = gymnasium.make(f"{args.task}-v0", terminate_at_goal=False, max_episode_steps=args.steps, **free)
-    play = record(env, EXPERTS[family](env), args.episodes, args.steps, args.noise, args.seed)
+    expert, (for_play, for_task) = EXPERTS[family], ENVIRONMENTS[family](args.task, args.steps)
+    play = record(for_play, expert(for_play), args.episodes, args.steps, args.noise, args.seed)
     write(args.folder / f"{args.task}-play.hdf5", play)
-    env = gymnasium.make(f"{args.task}-singletask-task1-v0")
-    expert = record(env, EXPERTS[family](env), 1, args.steps, 0.0, args.seed, once=True)
-    write(args.folder / f"{args.task}-expert.hdf5", expert)
+    shown = record(for_task, expert(for_task), args.demonstrations, args.steps, 0.0, args.seed, once=True)
+    write(args.folder / f"{args.task}-expert.hdf5", shown)
 
 
 if __name__ == "__main__":
