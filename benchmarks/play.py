@@ -4,8 +4,8 @@
 
 Writes ``pointmaze-large-play.hdf5`` and ``pointmaze-large-expert.hdf5`` in D4RL's layout. Most experts are those of OGBench
 (Park, Frans, Eysenbach, Levine, ICLR 2025): in a maze the way from cell to cell, in ``cube-single`` the rule that lifts the cube
-and carries it. ``cube-single`` needs all of OGBench's packages (docs/environments.md). ``pendulum`` is Gymnasium's ``Pendulum-v1``,
-swung up by its energy; it has no goals, so its play is the same with noise.
+and carries it. ``cube-single`` needs all of OGBench's packages (docs/environments.md). ``pendulum`` is ``Pendulum-v1`` of
+Gymnasium, swung up by its energy; it has no goals, so its play is the same with noise.
 """
 
 from __future__ import annotations
