@@ -30,9 +30,9 @@ for piece in "${pieces[@]}"; do
     icvf) measure icvf '^ICVF' ;;
     metric) measure metric '^Temporal metric' ;;
     sac) measure sac '^SAC' ;;
-    replicas) measure replicas 'by what grows' ;;
+    replicas) measure replicas '^IQL by|^Labels by|^Batches by' ;;
     transport) measure transport 'Sinkhorn|^Labels, episodes' ;;
-    rest) measure rest '^Loop|^Hopper|^Reading|^Batches' ;;
+    rest) measure rest '^Loop|^Hopper|^Reading|^Batches of' ;;
     *) echo "$piece: unknown, expected some of iql icvf metric sac replicas transport rest"; failed=1 ;;
   esac
 done

@@ -6,8 +6,10 @@ in Gymnasium's vector environments; all others are in ``benchmarks.peers``.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -218,15 +220,15 @@ def label_error(coupling: np.ndarray, reference: np.ndarray, cost: np.ndarray) -
     return float(np.abs(paid - exact).max() / exact.mean())
 
 
-def relabelling(episodes: int, length: int, iterations: int) -> Work:
-    """AILOT's labels for episodes against one expert, from points that are already embedded."""
+def relabelling(episodes: int, length: int, iterations: int, experts: int = 1) -> Work:
+    """AILOT's labels for episodes, each against every expert, from points that are already embedded."""
     import torch
 
     from dynarep.pipeline.methods.rewards import ailot
     from dynarep.pipeline.transport import pad_with_last
 
     agents = [torch.from_numpy(peers.walks(length, 2, 256, seed)[0]) for seed in range(episodes)]
-    expert = torch.from_numpy(peers.walks(1000, 2, 256, 99)[0])[None].to(device())
+    shown = [torch.from_numpy(peers.walks(1000, 2, 256, 99 + e)[0])[None].to(device()) for e in range(experts)]
     c = ailot.AILOTConfig(max_iterations=iterations)
 
     size = 1 if device().type == "cpu" else 64
@@ -234,8 +236,9 @@ def relabelling(episodes: int, length: int, iterations: int) -> Work:
     def work() -> float:
         for first in range(0, episodes, size):
             x, lengths = pad_with_last([agent.to(device()) for agent in agents[first : first + size]])
-            experts, expert_lengths = expert.expand(len(x), -1, -1), torch.full_like(lengths, 1000)
-            ailot.label(x, lengths, experts, expert_lengths, torch.ones(len(x), device=device()), c).rewards.cpu()
+            expert_lengths, calibration = torch.full_like(lengths, 1000), torch.ones(len(x), device=device())
+            for expert in shown:
+                ailot.label(x, lengths, expert.expand(len(x), -1, -1), expert_lengths, calibration, c).rewards.cpu()
         return float(episodes * length)
 
     return work
@@ -375,6 +378,33 @@ def webdataset_reading(count: int) -> Work:
     def work() -> float:
         reader = webdataset.WebDataset(str(path), shardshuffle=False).decode()
         return float(sum(array.nbytes for sample in reader for array in sample["npz"].values())) / 1e6
+
+    return work
+
+
+def streamed_batches(transitions: int) -> Work:
+    """Batches of 256 from a dataset of Hopper's size on disk, of which at most 100,000 transitions are in memory."""
+    import torch
+
+    from benchmarks.streaming import write_drifting
+    from dynarep.data.shards import open_dataset
+    from dynarep.data.stream import EpisodeBuffer
+
+    steps, held = 1000, min(100_000, transitions)
+    made = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    folder, episodes = Path(made) / "data", max(1, transitions // steps)
+    write_drifting(folder, episodes=episodes, steps=steps, dim=OBSERVATIONS, shard_bytes=16_000_000)
+    buffer = EpisodeBuffer(open_dataset(folder), steps=held, steps_per_update=256, seed=0)
+    generator, update = torch.Generator(), 0
+
+    def work() -> float:
+        nonlocal update
+        for _ in range(2000):
+            buffer.advance(update)
+            buffer.table.gather(buffer.table.random_rows(1, 256, generator))
+            update += 1
+        return 2000.0
 
     return work
 

@@ -347,6 +347,34 @@ def ratio_plot(path: Path) -> None:
         plt.close(figure)
 
 
+def growth_plot(path: Path) -> None:
+    """Draw how the rate of each group of ``growth`` falls with what grows, as a share of its first, on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    groups = [g for g in json.loads((RESULTS / "throughput.json").read_text())["groups"] if g["kind"] == "growth"]
+    columns = 4
+    with plt.rc_context({"svg.hashsalt": "dynarep", "font.size": 8}):
+        figure, grid_of_axes = plt.subplots(
+            -(-len(groups) // columns), columns, figsize=(10, 5), layout="constrained", squeeze=False
+        )
+        for axes in grid_of_axes.flat[len(groups) :]:
+            axes.set_visible(False)
+        for axes, group in zip(grid_of_axes.flat, groups, strict=False):
+            rows = [row for row in group["rows"] if "missing" not in row]
+            x = [float(row["name"].split()[0].replace(",", "")) for row in rows]
+            middle, low, high = (np.array([row[key] for row in rows]) for key in ("rate", "low", "high"))
+            axes.errorbar(x, middle, yerr=(middle - low, high - middle), marker="o", color="#2a7f62", ecolor="black")
+            axes.set(xscale="log", yscale="log", title=group["name"], ylabel=f"{group['unit']}/s")
+            axes.set_xticks(x, [f"{value:,.0f}" for value in x])
+            axes.minorticks_off()
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
 def refreshed(text: str) -> str:
     """``text`` with every block made anew."""
 
@@ -365,6 +393,8 @@ def refreshed(text: str) -> str:
             table = throughput_table(first)
             if first == "compared":
                 table = f"![times as fast as each peer](performance.svg)\n\n{table}"
+            if first == "growth":
+                table = f"![rates by what grows](growth.svg)\n\n{table}"
         else:
             return match[0]
         return f"{match['head']}{table}\n{match['tail']}"
@@ -379,3 +409,4 @@ if __name__ == "__main__":
         page.write_text(refreshed(text))
         if "<!-- throughput compared -->" in text:
             ratio_plot(page.with_suffix(".svg"))
+            growth_plot(page.with_name("growth.svg"))

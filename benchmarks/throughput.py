@@ -51,6 +51,7 @@ from benchmarks.ours import (
     relabelling,
     repeated,
     sinkhorn,
+    streamed_batches,
     tiny_learner,
     vector_rollouts,
     webdataset_reading,
@@ -200,48 +201,45 @@ def groups(scale: float) -> list[Group]:
 
 
 def growth(scale: float) -> list[Group]:
-    """How the project's own cost grows; the first of each group is what the others are compared with."""
-    cuda = device().type == "cuda"
-
-    def n(count: int) -> int:
-        return max(2, round(count * scale))
+    """How the project's own cost grows, by one number at a time, with which the contenders' names begin."""
 
     def size(length: int) -> int:
         return length if scale >= 0.1 else max(20, round(length * scale))
 
-    def grown(**changes: int) -> Callable[[], Work]:
+    def trained(**changes: int) -> Callable[[], Work]:
         sizes = {"hidden": 256, "batch": 256, "replicas": 1} | changes
         load = (sizes["hidden"] / 256) ** 2 * sizes["batch"] / 256 * sizes["replicas"]
-        return partial(bare, partial(iql_learner, **sizes), n(max(5, int(150 / load**0.7))))
+        return partial(bare, partial(iql_learner, **sizes), max(2, round(max(5, int(150 / load**0.7)) * scale)))
 
+    def labelled(episodes: int, length: int = 1000, experts: int = 1) -> Callable[[], Work]:
+        return partial(relabelling, episodes, size(length), 100, experts)
+
+    many = [1000] if device().type == "cuda" else []
     return [
+        Group("IQL by replicas", "updates", [Contender(f"{r} replicas", trained(replicas=r)) for r in (1, 2, 5, 10)]),
+        Group("IQL by width", "updates", [Contender(f"{h} units", trained(hidden=h)) for h in (64, 128, 256, 512)]),
+        Group("IQL by batch", "updates", [Contender(f"{b} transitions", trained(batch=b)) for b in (64, 256, 1024)]),
         Group(
-            "IQL by what grows",
-            "updates",
-            [
-                Contender("256x256, batch 256, 1 replica", grown()),
-                Contender("batch 1024", grown(batch=1024)),
-                Contender("batch 64", grown(batch=64)),
-                Contender("128x128", grown(hidden=128)),
-                Contender("512x512", grown(hidden=512)),
-                Contender("5 replicas", grown(replicas=5)),
-                Contender("10 replicas", grown(replicas=10)),
-            ],
+            "Labels by episodes",
+            "transitions",
+            [Contender(f"{n} episodes of 1000 steps", labelled(n)) for n in (5, 10, 20, 40, *many)],
         ),
         Group(
-            "Labels by what grows",
+            "Labels by steps",
             "transitions",
+            [Contender(f"{t} steps, 5 episodes", labelled(5, t)) for t in (250, 500, 1000, 2000)],
+        ),
+        Group(
+            "Labels by demonstrations",
+            "transitions",
+            [Contender(f"{e} of 1000 steps, 5 episodes", labelled(5, experts=e)) for e in (1, 2, 4, 8)],
+        ),
+        Group(
+            "Batches by transitions on disk",
+            "batches",
             [
-                Contender("10 episodes of 1000 steps", partial(relabelling, 10, size(1000), 100)),
-                Contender("40 episodes of 1000 steps", partial(relabelling, 40, size(1000), 100)),
-                Contender("10 episodes of 250 steps", partial(relabelling, 10, size(250), 100)),
-                Contender("10 episodes of 500 steps", partial(relabelling, 10, size(500), 100)),
-                Contender("10 episodes of 2000 steps", partial(relabelling, 10, size(2000), 100)),
-                *(
-                    [Contender("1000 episodes of 1000 steps", partial(relabelling, 1000, size(1000), 100))]
-                    if cuda
-                    else []
-                ),
+                Contender(f"{n:,} in shards, 100,000 in memory", partial(streamed_batches, round(n * min(scale, 1))))
+                for n in (100_000, 1_000_000, 10_000_000)
             ],
         ),
     ]
@@ -269,11 +267,12 @@ def accuracy() -> dict[str, dict[str, float]]:
     return found
 
 
-def peak_memory(group: int, contender: int, scale: float) -> int | None:
+def peak_memory(kind: str, group: int, contender: int, scale: float) -> int | None:
     """Largest resident memory, in MB, of a process that does this contender's work alone; None if it fails."""
+    of_kind = {"compared": "groups", "growth": "growth"}[kind]
     code = (
         "import resource, sys; from benchmarks import throughput as t;"
-        f"c = t.groups({scale})[{group}].contenders[{contender}]; work = c.start();"
+        f"c = t.{of_kind}({scale})[{group}].contenders[{contender}]; work = c.start();"
         "work(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -421,8 +420,8 @@ def main(arguments: list[str] | None = None) -> None:
     kinds = [("compared", groups), ("growth", growth)]
     if device().type == "cpu":
         kinds.append(("parts", parts))
-    sections = [(group, kind) for kind, of_kind in kinds for group in of_kind(options.scale)]
-    for i, (group, kind) in enumerate(sections):
+    sections = [(i, group, kind) for kind, of_kind in kinds for i, group in enumerate(of_kind(options.scale))]
+    for i, group, kind in sections:
         if not re.search(options.only, group.name):
             continue
         timings = compare(group, options.repeats)
@@ -431,9 +430,9 @@ def main(arguments: list[str] | None = None) -> None:
         entry: dict[str, Any] = {"name": group.name, "unit": group.unit, "kind": kind, "rows": rows}
         if group.floor is not None:
             entry["floor"] = product_rate(256) / group.floor()
-        if kind == "compared" and not options.no_memory:
+        if kind != "parts" and not options.no_memory:
             for j, r in enumerate(rows):
-                r["peak_mb"] = None if "missing" in r else peak_memory(i, j, options.scale)
+                r["peak_mb"] = None if "missing" in r else peak_memory(kind, i, j, options.scale)
         result["groups"].append(entry)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
