@@ -248,6 +248,27 @@ def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str
         raise ParamsError(f"{where}.encoder: found {inputs.encoder!r}, expected none; {method.kind} reads no encoder")
 
 
+def check_entries(path: Path) -> list[str]:
+    """What is wrong in a params file, a line for each thing: sections, kinds, keys and values of all entries, and names.
+
+    Stages find the same when their turn comes, which for a policy is after what it needs has been trained.
+    """
+    try:
+        values = read_params(path)
+        check_kinds(values, str(path))
+        check_references(values, str(path))
+    except ParamsError as error:
+        return str(error).splitlines()
+    problems = []
+    for section in ROOMS:
+        for name, entry in section_of(values, section, str(path)).items():
+            try:
+                parse_entry(section, name, entry, f"{path}: {section}.{name}")
+            except ParamsError as error:
+                problems += str(error).splitlines()
+    return problems
+
+
 def check_kinds(values: Mapping[str, Any], where: str) -> None:
     """Refuse a params file one of whose entries has an unknown kind, before DVC looks for the file of that kind.
 

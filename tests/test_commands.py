@@ -323,6 +323,29 @@ def test_the_command_knows_its_programs(tmp_path: Path) -> None:
     assert re.search(r"dvc.yaml: no such file; expected the project's pipeline", status.stderr)
 
 
+def test_run_names_every_wrong_entry_before_anything_is_trained(tmp_path: Path) -> None:
+    values = {
+        "seed": 0,
+        "replicas": 1,
+        "pretrain": {"raw": {"kind": "identity", "dataset": "d", "latent": 3}},
+        "learn": {
+            "fine": {"kind": "random", "dataset": "d", "demonstrations": "d"},
+            "slip": {"kind": "bc", "dataset": "d", "demonstrations": "d", "hiden": [8], "training": {"updates": 5}},
+            "bare": {"kind": "bc", "dataset": "d", "demonstrations": "d"},
+        },
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    done = run("run", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("error: run: params.yaml: pretrain.raw.latent: unknown key; identity knows ")
+    assert lines[1].startswith("error: run: params.yaml: learn.slip.hiden: unknown key; bc knows ")
+    assert lines[2] == "error: run: params.yaml: learn.bare.training: missing; bc is trained"
+    (tmp_path / "params.yaml").write_text("pretrian: {}")
+    assert "pretrian" in run("run", cwd=tmp_path).stderr
+
+
 LIGHT = """
 import runpy, sys
 for command in ("init", "describe", "score", "status", "report"):
