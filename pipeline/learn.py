@@ -66,7 +66,9 @@ def learn(
         try:
             replay = None
             if needs.environment is not None:
-                replay = stack.enter_context(Replay(needs.environment, run.replicas, run.seed, device))
+                updates = cast(TrainingConfig, inputs.training).updates
+                replay = Replay(needs.environment, run.replicas, run.seed, device, updates=updates)
+                stack.enter_context(replay)
                 _check_acting(entry, replay, run)
             form = _form(data, replay)
             _check(entry, needs, data, form, encoder, run)

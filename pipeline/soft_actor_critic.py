@@ -19,7 +19,8 @@ A subclass with another reward overrides ``reward``, which is asked about every 
 never stored. Its own losses come from ``reward_losses``.
 
 Deviations: actor, critics, temperature and a learned reward share one backward pass, so each meets the others as they were
-before this update, not after it. Every replica acts in an environment of its own.
+before this update, not after it. Every replica acts in an environment of its own, in step u + 1 with the policy before
+update u, so that environments and updates need not wait for each other.
 """
 
 from __future__ import annotations

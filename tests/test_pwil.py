@@ -49,8 +49,8 @@ def test_steps_are_paid_as_they_come(tmp_path: Path) -> None:
     seen: list[Replay] = []
     init = Replay.__init__
 
-    def keeping(self: Replay, *arguments: object) -> None:
-        init(self, *arguments)  # type: ignore[arg-type]
+    def keeping(self: Replay, *arguments: object, **options: object) -> None:
+        init(self, *arguments, **options)  # type: ignore[arg-type]
         seen.append(self)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -31,6 +31,7 @@ from dynarep.pipeline.soft_actor_critic import (
     temperature_loss,
     temperature_of,
 )
+from dynarep.pipeline.sources import SourceError
 from dynarep.pipeline.training.run import Run
 from tests.line import STEPS
 
@@ -208,6 +209,46 @@ def test_limits_of_steps_are_no_ends_and_ends_are() -> None:
         assert rows.terminated.sum() > 0
 
 
+@pytest.mark.parametrize("environments", [1, 3])
+def test_steps_that_are_made_ahead_are_those_of_the_next_update(environments: int) -> None:
+    """Each update finds the same steps in the table, whichever of environment and learner is faster, and none is made in vain."""
+    c = settings(environments=environments)
+    with Replay(c, 2, 0, CPU) as plain, Replay(c, 2, 0, CPU, updates=20) as ahead:
+        for update in range(20):
+            plain.advance(update, Still())
+            ahead.advance(update, Still())
+            assert ahead.steps == plain.steps
+            assert torch.equal(ahead.table.returns, plain.table.returns)
+            for name, value in plain.table.state().items():
+                found = ahead.table.state()[name]
+                assert torch.equal(found, value) if isinstance(value, Tensor) else found == value
+        made = [[(s.episode, s.length) for row in source._simulations for s in row] for source in (plain, ahead)]
+        assert made[0] == made[1]
+
+
+def test_a_failure_of_a_step_made_ahead_is_told_at_its_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dynarep.pipeline.playing.replay import _Simulation
+
+    with Replay(settings(), 1, 0, CPU, updates=20) as source:
+        source.advance(0, Still())
+        source.advance(1, Still())
+        assert source._begun_sweep is not None
+        source._begun_sweep.stepped.result()
+
+        def fail(self: object, action: object) -> None:
+            raise SourceError("a wire is loose")
+
+        monkeypatch.setattr(_Simulation, "step", fail)
+        source.advance(2, Still())  # its step was made before the wire came loose; that of update 3 fails
+        steps = source.steps
+        assert source.state()["steps"] == steps
+        for _ in range(2):
+            with pytest.raises(SourceError, match="a wire is loose"):
+                source.advance(3, Still())
+        assert source.steps == steps
+        assert source.state()["simulations"][0][0]["physics"] is None
+
+
 def test_replicas_and_environments_see_different_episodes() -> None:
     with Replay(settings(environments=3), 2, 0, CPU) as source:
         source.advance(0, Still())
@@ -328,8 +369,8 @@ def test_a_dataset_fills_the_replay_and_the_rewards_have_one_scale(tmp_path: Pat
     seen: list[Replay] = []
     init = Replay.__init__
 
-    def keeping(self: Replay, *arguments: Any) -> None:
-        init(self, *arguments)
+    def keeping(self: Replay, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, **options)
         seen.append(self)
 
     with pytest.MonkeyPatch.context() as patch:

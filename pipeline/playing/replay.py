@@ -4,14 +4,20 @@ Before update u every replica has made ``random_steps`` + u + 1 steps. All repli
 own, so what one does never reaches another. Episode k of an environment starts from a seed that follows from the run's seed,
 the replica, the environment and k.
 
+Told how many updates there will be, it makes the steps of the next update while the learner computes this one: their actions
+are then those of the policy one update earlier. What it makes does not depend on which of the two is faster.
+
 ``terminated`` in the table is the environment's own end alone: where a limit of steps cuts an episode off, the learner goes on
 as if it had not been cut.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -117,6 +123,16 @@ class _Simulation:
         return True
 
 
+@dataclass(frozen=True)
+class _Sweep:
+    """A step of every environment that has begun: who acts, in what, how, and what comes of it."""
+
+    policy: Explorer
+    observations: Tensor
+    actions: Tensor
+    stepped: Future[list[NDArray[np.float32]]]
+
+
 class Replay:
     """The source; see the module docstring.
 
@@ -125,13 +141,25 @@ class Replay:
         replicas: R.
         seed: of the environments, the random steps and the noise.
         device: of the table.
+        updates: in all; None makes no steps ahead of their update.
 
     Raises:
         EvaluationError: if the environment cannot be made.
     """
 
-    def __init__(self, settings: CollectionConfig, replicas: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: CollectionConfig,
+        replicas: int,
+        seed: int,
+        device: torch.device,
+        *,
+        updates: int | None = None,
+    ) -> None:
         self.settings, self.replicas, self.device = settings, replicas, device
+        self._updates = updates
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="environments")
+        self._begun_sweep: _Sweep | None = None
         self._simulations = [
             [
                 _Simulation(settings, (seed, replica, number), f"replica {replica}, environment {number}")
@@ -196,11 +224,12 @@ class Replay:
         if not self._begun:
             self._begin()
         while self._steps < self.steps_after(update + 1):
-            try:
-                self._sweep(policy)
-            except SourceError:
-                self._broken = True
-                raise
+            if self._begun_sweep is None:
+                self._begin_sweep(policy)
+            self._end_sweep()
+        ahead = self._updates is not None and update + 1 < self._updates
+        if ahead and self._steps < self.steps_after(update + 2):
+            self._begin_sweep(policy)
 
     def _begin(self) -> None:
         for simulations in self._simulations:
@@ -209,8 +238,8 @@ class Replay:
         self._begun = True
 
     @torch.no_grad()
-    def _sweep(self, policy: Explorer) -> None:
-        """One step of every environment."""
+    def _begin_sweep(self, policy: Explorer) -> None:
+        """Choose an action for every environment, and have them step."""
         shape = (self.replicas, self.settings.environments, self.action_dim)
         states = np.stack([[simulation.observation for simulation in row] for row in self._simulations])
         observations = torch.from_numpy(states).to(self.device)
@@ -222,22 +251,42 @@ class Replay:
             actions = policy.explore(observations, noise)
         chosen = actions.cpu().numpy()
         if not np.isfinite(chosen).all():
+            self._broken = True
             raise SourceError(f"env {self.settings.env!r}, step {self._steps}: the policy's action is not finite")
+        stepped = self._thread.submit(self._step, chosen)
+        self._begun_sweep = _Sweep(policy, observations, actions, stepped)
+
+    def _step(self, actions: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Next observations, rewards, ends of the environment's own, and ends, each (R, E, ...)."""
         found = [
-            [simulation.step(chosen[r, e]) for e, simulation in enumerate(row)]
+            [simulation.step(actions[r, e]) for e, simulation in enumerate(row)]
             for r, row in enumerate(self._simulations)
         ]
-        following, rewards, terminated, ends = (
-            np.array([[step[i] for step in row] for row in found], np.float32) for i in range(4)
-        )
+        return [np.array([[step[i] for step in row] for row in found], np.float32) for i in range(4)]
+
+    @torch.no_grad()
+    def _end_sweep(self) -> None:
+        """Put the steps that were begun into the table, and start new episodes where some ended.
+
+        Raises:
+            SourceError: if the environment failed, also when it is called again.
+        """
+        sweep = self._begun_sweep
+        assert sweep is not None
+        try:
+            following, rewards, terminated, ends = sweep.stepped.result()
+        except SourceError:
+            self._broken = True
+            raise
+        self._begun_sweep = None
         batch = Batch(
-            observations,
-            actions,
+            sweep.observations,
+            sweep.actions,
             torch.from_numpy(rewards).to(self.device) * self._factor + self._bias,
             torch.from_numpy(terminated).to(self.device),
             torch.from_numpy(following).to(self.device),
         )
-        self._table.extend(policy.observe(batch, self._starts), self._starts)
+        self._table.extend(sweep.policy.observe(batch, self._starts), self._starts)
         self._steps += self.settings.environments
         self._starts = torch.from_numpy(ends).to(self.device)
         for r, row in enumerate(self._simulations):
@@ -255,6 +304,9 @@ class Replay:
 
     def state(self) -> dict[str, Any]:
         """The table, the generators and where every simulation is; after a failure no simulation goes on."""
+        if self._begun_sweep is not None:
+            with contextlib.suppress(SourceError):  # told where its update begins
+                self._end_sweep()
         simulations = [[simulation.state() for simulation in row] for row in self._simulations]
         if self._broken:
             simulations = [[{**state, "physics": None} for state in row] for row in simulations]
@@ -292,6 +344,7 @@ class Replay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
         for row in self._simulations:
             for simulation in row:
                 simulation.environment.close()
