@@ -35,11 +35,11 @@ class OnlineImitationConfig(SoftActorCriticConfig):
 
 
 @dataclass(frozen=True)
-class PointBatch:
-    """Points of the demonstrations (R, B', D) and of the replay (R, B, D)."""
+class Drawn:
+    """Transitions of the demonstrations (R, B', ...) and of the replay (R, B, ...)."""
 
-    expert: Tensor
-    agent: Tensor
+    expert: Batch
+    agent: Batch
 
 
 class PairSpace(nn.Module):
@@ -144,18 +144,18 @@ class PointReward(OnlineImitation):
             return sources.draw("demonstrations", generator)
         return table.gather(torch.arange(len(table), device=sources.device).expand(sources.replicas, -1))
 
-    def reward_batch(self, sources: Sources, generator: torch.Generator) -> PointBatch:
-        """Points of the demonstrations and of the replay."""
+    def reward_batch(self, sources: Sources, generator: torch.Generator) -> Drawn:
+        """Transitions of the demonstrations and of the replay."""
         expert = self.demonstrated(sources, generator)
-        return PointBatch(self.space(expert), self.space(sources.draw("dataset", generator)))
+        return Drawn(expert, sources.draw("dataset", generator))
 
     def reward(self, batch: Batch) -> Tensor:
         """What a batch is paid by the reward of this moment."""
         return self.reward_of(self.space(batch))
 
-    def reward_losses(self, drawn: PointBatch) -> Losses:
+    def reward_losses(self, drawn: Drawn) -> Losses:
         """The loss of the reward."""
-        return self.reward_loss(drawn.expert, drawn.agent)
+        return self.reward_loss(self.space(drawn.expert), self.space(drawn.agent))
 
     def reward_of(self, points: Tensor) -> Tensor:
         """Rewards (R, B) of points (R, B, D)."""

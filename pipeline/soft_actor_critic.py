@@ -62,26 +62,16 @@ class SoftActorCriticConfig:
 
 
 @dataclass(frozen=True)
-class ActingBatch:
-    """Transitions with rewards, each field (R, B, ...).
+class ActingBatch(Batch):
+    """Transitions (R, B, ...) as the replay keeps them.
 
     Args:
-        observations: s.
-        actions: a, within their bounds.
-        rewards: r.
-        terminated: 1 where the transition ended the episode by the environment's own rule, else 0.
-        next_observations: s'.
         returns: (R,) true return of the last episodes, to be shown.
-        reward: what the losses of a learned reward read, if there is one.
+        drawn: what the losses of a learned reward read, if there is one.
     """
 
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    terminated: Tensor
-    next_observations: Tensor
     returns: Tensor
-    reward: Any = None
+    drawn: Any = None
 
 
 def temperature_of(logarithm: Tensor) -> Tensor:
@@ -162,7 +152,7 @@ class SoftActorCritic(Learner):
         return batch
 
     def reward(self, batch: Batch) -> Tensor:
-        """What a batch (R, B, ...) is paid, (R, B): what was kept with it."""
+        """What a batch (R, B, ...) is paid at this moment, (R, B): what was kept with it."""
         assert batch.rewards is not None
         return batch.rewards
 
@@ -175,15 +165,11 @@ class SoftActorCritic(Learner):
         return Losses(torch.zeros_like(self.log_temperature[:, 0]))
 
     def batch(self, sources: Sources, generator: torch.Generator) -> ActingBatch:
-        """Uniform transitions of the replay, with the reward of this moment."""
-        reward = self.reward_batch(sources, generator)
-        drawn = sources.draw("dataset", generator)
-        with torch.no_grad():
-            rewards = self.reward(drawn)
+        """Uniform transitions of the replay."""
+        drawn = self.reward_batch(sources, generator)
+        b = sources.draw("dataset", generator)
         returns = cast(ReplayTable, sources.table("dataset")).returns.clone()
-        return ActingBatch(
-            drawn.observations, drawn.actions, rewards, drawn.terminated, drawn.next_observations, returns, reward
-        )
+        return ActingBatch(b.observations, b.actions, b.rewards, b.terminated, b.next_observations, returns, drawn)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Critics, actor and temperature, each at its own constant rate."""
@@ -202,15 +188,16 @@ class SoftActorCritic(Learner):
         temperature = temperature_of(self.log_temperature)
         fixed = temperature.detach()
         with torch.no_grad():
+            rewards = self.reward(batch)
             next_action, next_log_prob = policy.sample(batch.next_observations, next_noise)
             next_q = self.target_critic(_pair(s_next, next_action)).squeeze(-1)
-            target = critic_target(batch.rewards, c.gamma * (1.0 - batch.terminated), next_q, next_log_prob, fixed)
+            target = critic_target(rewards, c.gamma * (1.0 - batch.terminated), next_q, next_log_prob, fixed)
         q = self.critic(_pair(s, policy.scale(batch.actions))).squeeze(-1)
         action, log_prob = policy.sample(batch.observations, noise)
         constant = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         q_policy = torch.func.functional_call(self.critic, constant, _pair(s, action)).squeeze(-1)
         of_critic, of_actor = critic_loss(q, target), actor_loss(log_prob, q_policy, fixed)
-        of_reward = self.reward_losses(batch.reward)
+        of_reward = self.reward_losses(batch.drawn)
         loss = of_critic + of_actor + temperature_loss(temperature, log_prob, -float(batch.actions.shape[-1]))
         return Losses(
             loss + of_reward.loss,
@@ -218,7 +205,7 @@ class SoftActorCritic(Learner):
                 "episode_return": batch.returns,
                 "critic_loss": of_critic.detach(),
                 "q": q.detach().mean((1, 2)),
-                "reward": batch.rewards.mean(-1),
+                "reward": rewards.mean(-1),
                 "entropy": -log_prob.detach().mean(-1),
                 "temperature": fixed.squeeze(-1),
                 **of_reward.metrics,
