@@ -64,7 +64,7 @@ def run_stages(folder: Path, graph: Graph, workers: int, done: Callable[[str], N
     Returns:
         Names of the stages that failed; what depends on them was not run.
     """
-    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
     running: dict[Future[Any], str] = {}
