@@ -16,7 +16,12 @@ from dynarep.configs.params import ParamsError, validate
 from dynarep.pipeline.artifacts import storage
 from dynarep.pipeline.artifacts.storage import load_policy_model, save_model
 from dynarep.pipeline.methods.policies.uniform import Uniform, UniformArchitecture
-from dynarep.pipeline.playing.environments import EvaluationError, check_recording, make_environment
+from dynarep.pipeline.playing.environments import (
+    EvaluationError,
+    check_recording,
+    make_environment,
+    without_counting,
+)
 from dynarep.pipeline.playing.evaluate import cards_behind, evaluate, return_rows
 from dynarep.pipeline.playing.play import BLOCK, EvaluateConfig, play_block
 from dynarep.pipeline.playing.summary import gather, print_scores, summarise
@@ -160,6 +165,43 @@ def test_max_steps_ends_episodes() -> None:
     np.testing.assert_array_equal(play_block(Constant(0.0), "constant", settings, 0).lengths, [[1, 2, 3, 3, 3]])
     with pytest.raises(EvaluationError, match=r"CountdownWithoutLimit-v0.*no limit.*max_steps"):
         play_block(Constant(0.0), "constant", dataclasses.replace(settings, max_steps=None), 0)
+
+
+@pytest.mark.parametrize(("own", "max_steps", "longest"), [(4, None, 4), (4, 100, 4), (100, 3, 3)])
+def test_the_limit_of_an_environment_counts_as_well_as_max_steps(own: int, max_steps: int | None, longest: int) -> None:
+    settings = EvaluateConfig(
+        env="Countdown-v0", env_options={"max_episode_steps": own}, episodes=5, seed=0, max_steps=max_steps
+    )
+    played = play_block(Constant(0.0), "constant", settings, 0)
+    np.testing.assert_array_equal(played.lengths, [np.minimum([1, 2, 3, 4, 5], longest)])
+
+
+def test_episodes_are_to_the_bit_those_of_the_environment_that_counts_its_steps() -> None:
+    settings = EvaluateConfig(env="Hopper-v4", episodes=2, seed=3, max_steps=60)
+    policy = Network(0)
+    played = play_block(policy, "network", settings, 0)
+    environments = [[make_environment("Hopper-v4") for _ in range(2)] for _ in range(2)]
+    observations = np.zeros((2, BLOCK, 11), np.float32)
+    returns, lengths, over = np.zeros((2, 2)), np.zeros((2, 2), int), np.zeros((2, 2), bool)
+    for r, e in np.ndindex(2, 2):
+        observations[r, e], _ = environments[r][e].reset(seed=3 + e)
+    for _ in range(60):
+        actions = policy.act(torch.from_numpy(observations)).numpy()
+        for r, e in np.argwhere(~over):
+            observations[r, e], reward, terminated, truncated, _ = environments[r][e].step(actions[r, e])
+            returns[r, e] += reward
+            lengths[r, e] += 1
+            over[r, e] = terminated or truncated
+    assert lengths.min() < 60
+    np.testing.assert_array_equal(played.lengths, lengths)
+    np.testing.assert_array_equal(played.returns, returns)
+
+
+def test_only_wrappers_that_count_are_left_out() -> None:
+    made = [make_environment("Hopper-v4") for _ in range(2)]
+    assert without_counting(made) == ([one.unwrapped for one in made], 1000)
+    watched = gymnasium.wrappers.RecordEpisodeStatistics(made[0])
+    assert without_counting([watched]) == ([watched], None)
 
 
 @pytest.mark.parametrize("value", [2.1, -2.1, float("nan")])

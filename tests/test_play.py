@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
-from benchmarks.play import MazeExpert, record, write
+from benchmarks.play import MazeExpert, PendulumExpert, record, write
 from dynarep.data.card import make_card
 from dynarep.data.readers import read
 
@@ -16,6 +17,8 @@ class Line:
     """A point on a line, and someone who walks to its goals 1, 2, 3, ..."""
 
     here, goal = 0.0, 1.0
+
+    action_space = Box(-1.0, 1.0, (1,), np.float64)
 
     def reset(self, seed: int) -> tuple[Any, dict[str, Any]]:
         self.here, self.goal = 0.0, 1.0
@@ -71,3 +74,14 @@ def test_the_expert_of_ogbench_reaches_its_goals():
     columns = record(env, MazeExpert(env), episodes=1, steps=500, noise=0.0, seed=0, once=True)
     assert 100 < len(columns["actions"]) < 300
     assert env.unwrapped.compute_success()
+
+
+def test_the_pendulum_is_swung_up_and_held() -> None:
+    import gymnasium
+
+    env = gymnasium.make("Pendulum-v1")
+    found = record(env, PendulumExpert(env), episodes=10, steps=200, noise=0.0, seed=0)
+    upright = found["next_observations"].reshape(10, 200, 3)[:, -50:, 0]
+    assert upright.min() > 0.99
+    assert found["timeouts"].sum() == 10
+    assert np.abs(found["actions"]).max() <= 2

@@ -233,6 +233,29 @@ def make_environment(
     return environment if noise is None else _noisy(environment, noise)
 
 
+def without_counting(environments: Sequence[Any]) -> tuple[list[Any], int | None]:
+    """What is inside of Gymnasium's outer wrappers that only count steps or complain of one before the first reset.
+
+    They cost a tenth of a step of Hopper.
+
+    Args:
+        environments: made alike, each of them reset.
+
+    Returns:
+        Environments to step, and after how many steps the wrappers would have cut off an episode; None: never.
+    """
+    from gymnasium.wrappers import OrderEnforcing, TimeLimit
+
+    limits: list[int] = []
+    inside: list[Any] = list(environments)
+    while type(inside[0]) in (OrderEnforcing, TimeLimit):
+        outer = inside[0]
+        if type(outer) is TimeLimit and outer.spec is not None and outer.spec.max_episode_steps is not None:
+            limits.append(outer.spec.max_episode_steps)
+        inside = [environment.env for environment in inside]
+    return inside, min(limits, default=None)
+
+
 def _noisy(environment: Any, c: NoiseConfig) -> Any:
     """With noise beside each observation, which the seed of an episode determines."""
     import gymnasium

@@ -24,6 +24,7 @@ from dynarep.pipeline.playing.environments import (
     family,
     seeded,
     succeeded,
+    without_counting,
 )
 from dynarep.pipeline.playing.motion import Motion, MotionConfig
 
@@ -170,7 +171,7 @@ def play_block(policy: Actor, name: str, settings: EvaluateConfig, first: int) -
     """
     replicas, episodes = policy.replicas, min(BLOCK, settings.episodes - first)
     policy.reset((settings.seed, first))
-    environments = {(replica, episode): settings.make() for replica in range(replicas) for episode in range(episodes)}
+    environments = {(replica, number): settings.make() for replica in range(replicas) for number in range(episodes)}
     sample = environments[0, 0]
     low, high = sample.action_space.low - BOUNDS_TOLERANCE, sample.action_space.high + BOUNDS_TOLERANCE
     limit = settings.limit_of(sample, "evaluate.max_steps")
@@ -178,39 +179,45 @@ def play_block(policy: Actor, name: str, settings: EvaluateConfig, first: int) -
     returns = np.zeros((replicas, episodes))
     lengths = np.zeros((replicas, episodes), dtype=np.int64)
     successes = np.full((replicas, episodes), np.nan)
-    states: dict[tuple[int, int], list[NDArray[np.float32]]] = {where: [] for where in environments}
-    for (replica, episode), environment in environments.items():
-        seed = settings.seed + first + episode
+    states: dict[tuple[int, int], list[NDArray[np.float32]]] = {place: [] for place in environments}
+    for place, environment in environments.items():
+        seed = settings.seed + first + place[1]
         with seeded(seed):
-            observations[replica, episode], _ = environment.reset(seed=seed)
-    running = list(environments)
+            observations[place], _ = environment.reset(seed=seed)
+    inside, own_limit = without_counting(list(environments.values()))
+    limit = limit if own_limit is None else min(limit, own_limit)
+    running = [(place, environment.step) for place, environment in zip(environments, inside, strict=True)]
+    steps, asked = 0, torch.from_numpy(observations)
     with torch.inference_mode():
         while running:
-            actions = policy.act(torch.from_numpy(observations)).numpy()
+            actions = policy.act(asked).numpy()
             if actions.shape != (replicas, BLOCK, *low.shape):
                 expected = (replicas, BLOCK, *low.shape)
                 raise EvaluationError(f"policy {name!r}: actions have shape {actions.shape}, expected {expected}")
             within = ((actions >= low) & (actions <= high)).all(-1)
+            if not within.all():
+                for place, _ in running:
+                    if not within[place]:
+                        where = f"replica {place[0]}, episode {first + place[1]}, step {steps}"
+                        raise EvaluationError(
+                            f"policy {name!r}, {where}: action {actions[place].tolist()} is not within the bounds of "
+                            f"{settings.env}, {sample.action_space}"
+                        )
+            steps += 1
             still_running = []
-            for replica, episode in running:
-                action, environment = actions[replica, episode], environments[replica, episode]
-                if not within[replica, episode]:
-                    where = f"replica {replica}, episode {first + episode}, step {lengths[replica, episode]}"
-                    raise EvaluationError(
-                        f"policy {name!r}, {where}: action {action.tolist()} is not within the bounds of "
-                        f"{settings.env}, {sample.action_space}"
-                    )
+            for episode in running:
+                place, step = episode
                 if settings.motion.named:
-                    states[replica, episode].append(observations[replica, episode].copy())
-                observations[replica, episode], reward, terminated, truncated, info = environment.step(action)
-                returns[replica, episode] += reward
+                    states[place].append(observations[place].copy())
+                observations[place], reward, terminated, truncated, info = step(actions[place])
+                returns[place] += reward
                 if (success := succeeded(info)) is not None:
-                    successes[replica, episode] = np.fmax(successes[replica, episode], success)
-                lengths[replica, episode] += 1
-                if terminated or truncated or lengths[replica, episode] >= limit:
-                    environment.close()
+                    successes[place] = np.fmax(successes[place], success)
+                if terminated or truncated or steps >= limit:
+                    lengths[place] = steps
+                    environments[place].close()
                 else:
-                    still_running.append((replica, episode))
+                    still_running.append(episode)
             running = still_running
     if not np.isfinite(returns).all():
         replica, episode = np.argwhere(~np.isfinite(returns))[0]
