@@ -296,7 +296,7 @@ class LatentActorCritic(Learner):
         if self.config.planning is not None:
             return deepcopy(self.policy)
         sizes = asdict(self.policy.architecture)
-        own = {field.name: sizes[field.name] for field in fields(LatentGaussianArchitecture)}  # type: ignore[arg-type]
+        own = {field.name: sizes[field.name] for field in fields(LatentGaussianArchitecture)}
         with torch.random.fork_rng(devices=[]):  # a snapshot draws nothing from the training's noise
             found = LatentGaussian(LatentGaussianArchitecture(**own))
         found.load_state_dict({name: self.policy.state_dict()[name] for name in found.state_dict()})

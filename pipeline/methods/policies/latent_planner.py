@@ -128,7 +128,7 @@ class LatentPlanner(LatentPolicy):
         form = (*latents.shape[:2], c.horizon, len(self.low))
         mean = self._mean.to(latents) if self._mean.shape == form else latents.new_zeros(form)
         generator = torch.Generator(latents.device).manual_seed(self._seed_now())
-        parts = zip(latents.split(STATES, 1), mean.split(STATES, 1), strict=True)
+        parts = zip(torch.split(latents, STATES, 1), torch.split(mean, STATES, 1), strict=True)
         plans = [self.plan(c, part, generator, start) for part, start in parts]
         self._steps, self._mean = self._steps + 1, torch.cat([found.shifted for found in plans], 1)
         return self.scale.inverse(torch.cat([found.first(generator) for found in plans], 1))
