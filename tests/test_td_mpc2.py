@@ -257,7 +257,8 @@ def test_snapshots_change_nothing(tmp_path: Path, snapshots: int) -> None:
     assert all(torch.equal(plain[name], found[name]) for name in plain)
 
 
-@pytest.mark.parametrize("planning", [None, pytest.param({**PLANNING, "samples": 32}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("planning", [None, {**PLANNING, "samples": 32}])
 def test_the_line_is_learned(tmp_path: Path, planning: dict[str, int] | None) -> None:
     """x moves by half the action and pays 1 - x^2: the best action leads as near to 0 as it can."""
     given = entry(
