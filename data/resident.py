@@ -45,12 +45,14 @@ class Windows:
         actions: a_0..a_{H-1}, (R, B, H, action_dim).
         following: s_1..s_H, (R, B, H, observation_dim).
         within: (R, B, H), 1.0 where a transition belongs to the episode of the first one, else 0.0.
+        rewards: r_0..r_{H-1}, (R, B, H), None if the table has none.
     """
 
     start: Tensor
     actions: Tensor
     following: Tensor
     within: Tensor
+    rewards: Tensor | None = None
 
 
 class TransitionTable:
@@ -149,7 +151,7 @@ class TransitionTable:
         """The ``steps`` transitions from each of ``rows`` (R, B) on; beyond the end of an episode its last one stands."""
         index, within = self._window(rows, steps)
         b = self.gather(index)
-        return Windows(b.observations[:, :, 0], b.actions, b.next_observations, within)
+        return Windows(b.observations[:, :, 0], b.actions, b.next_observations, within, b.rewards)
 
     def _window(self, rows: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         return window(rows, self.last[rows], steps)

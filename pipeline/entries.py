@@ -224,10 +224,11 @@ def _check_learner(method: type[Method], c: Any, inputs: LearnInputs, where: str
     for key in ("dataset", "demonstrations"):
         if getattr(inputs, key) == NONE and key not in needs.without:
             raise ParamsError(f"{where}.{key}: found none, expected a dataset; {method.kind} learns from it")
-    if not needs.dataset and inputs.dataset != NONE:
-        raise ParamsError(
-            f"{where}.dataset: found {inputs.dataset!r}, expected none; {method.kind} reads its own steps alone"
-        )
+    for key in ("dataset", "demonstrations"):
+        if getattr(inputs, key) != NONE and not getattr(needs, key):
+            raise ParamsError(
+                f"{where}.{key}: found {getattr(inputs, key)!r}, expected none; {method.kind} reads its own steps alone"
+            )
     if "rewards" in needs.without and (inputs.rewards == NONE) != (inputs.dataset == NONE):
         raise ParamsError(
             f"{where}: found dataset {inputs.dataset!r} and rewards {inputs.rewards!r}, expected both or none; {method.kind} "

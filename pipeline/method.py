@@ -46,6 +46,7 @@ class Needs:
             dataset if it names one.
         without: inputs that an entry may set to ``none``: ``dataset``, ``demonstrations``, ``rewards``.
         dataset: whether it can read a dataset at all.
+        demonstrations: whether it can read demonstrations at all.
     """
 
     actions: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Needs:
     environment: CollectionConfig | None = None
     without: tuple[str, ...] = ()
     dataset: bool = True
+    demonstrations: bool = True
 
 
 @dataclass(frozen=True)

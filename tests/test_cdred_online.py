@@ -13,10 +13,11 @@ from torch import Tensor
 from dynarep.data.replay import ReplayTable
 from dynarep.data.resident import Batch, TransitionTable, Windows
 from dynarep.pipeline.entries import Entry
+from dynarep.pipeline.latent_actor_critic import LatentBatch
 from dynarep.pipeline.learn import learn
 from dynarep.pipeline.method import Sources
 from dynarep.pipeline.methods.encoders.world_model import WorldModelArchitecture, WorldModelEncoder
-from dynarep.pipeline.methods.learners.cdred import CDRED, CDREDConfig, CoupledBatch, distillation_loss
+from dynarep.pipeline.methods.learners.cdred import CDRED, CDREDConfig, distillation_loss
 from dynarep.pipeline.nn.distillation import DistillationConfig, coupled_reward
 from dynarep.pipeline.nn.networks import Normaliser
 from dynarep.pipeline.nn.world_model import expected_value, moved_scale, two_hot, value_range
@@ -112,7 +113,7 @@ def make(replicas: int = 2, **values: Any) -> CDRED:
     return model
 
 
-def drawn(model: CDRED, size: int = 5) -> CoupledBatch:
+def drawn(model: CDRED, size: int = 5) -> LatentBatch:
     c, steps = model.config, model.config.horizon
     within = torch.ones(2, 2 * size, steps)
     within[0, 1, 1:] = 0
@@ -123,7 +124,7 @@ def drawn(model: CDRED, size: int = 5) -> CoupledBatch:
         within,
     )
     targets = torch.randint(c.reward.targets, (2, size * steps, 2))
-    return CoupledBatch(windows, targets, torch.tensor([[0, 2], [1, 2]]), torch.zeros(2))
+    return LatentBatch(windows, targets, torch.tensor([[0, 2], [1, 2]]), torch.zeros(2))
 
 
 def test_each_network_learns_from_its_own_losses() -> None:
@@ -137,7 +138,7 @@ def test_each_network_learns_from_its_own_losses() -> None:
 
     parts = {
         "encoder": model.policy.encoder,
-        "dynamics": model.dynamics,
+        "dynamics": model.policy.dynamics,
         "critic": model.critic,
         "predictors": model.distillation.predictors,
         "prior": model.policy.prior,
@@ -167,14 +168,14 @@ def test_one_step_of_all_losses_by_hand() -> None:
     with torch.no_grad():
         z, z_next = policy.latents(w.start), policy.latents(w.following[:, :, 0])
         a = w.actions[:, :, 0]
-        predicted = model.dynamics(torch.cat([z, a], -1))
+        predicted = model.policy.dynamics(torch.cat([z, a], -1))
         consistency = (predicted - z_next).square().mean((1, 2))
         expert, behaviour, targets = model.distillation.predictions(torch.cat([z, a], -1))
         reward = coupled_reward(expert, behaviour, targets, 0.9, 0.8)
         gaps = []
         for side, prediction in enumerate((expert[:, :5], behaviour[:, 5:])):
             for r in range(2):
-                own = targets[r][batch.targets[r, :, side], torch.arange(5 * side, 5 * side + 5)]
+                own = targets[r][batch.reward[r, :, side], torch.arange(5 * side, 5 * side + 5)]
                 gaps.append((prediction[r] - own).square().mean())
         distilled = torch.stack(gaps).view(2, 2).sum(0)
         tried, _ = policy.prior(z_next, torch.randn(2, 10, 1))
@@ -229,7 +230,7 @@ def test_the_expert_is_paid_more_than_the_agent_where_both_differ() -> None:
     optimizer = torch.optim.Adam(groups)
     for _ in range(300):
         optimizer.zero_grad()
-        batch = replace(batch, targets=torch.randint(5, (2, 16 * 3, 2)))
+        batch = replace(batch, reward=torch.randint(5, (2, 16 * 3, 2)))
         result = model.losses(batch)
         result.loss.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -296,7 +297,7 @@ def test_it_starts_from_a_world_model() -> None:
     actions = torch.rand(1, 6, 1)
     ahead = encoder.step(encoder.embed(states), actions)
     z = model.policy.latents(states)
-    torch.testing.assert_close(model.step(z, actions.expand(2, -1, -1))[1], ahead[0])
+    torch.testing.assert_close(model.policy.step(z, actions.expand(2, -1, -1))[1], ahead[0])
     before = model.policy.normaliser.mean.clone()
     row = torch.zeros(2, 3)
     model.observe(Batch(torch.full((2, 3, 2), 9.0), row.unsqueeze(-1), row, row, torch.zeros(2, 3, 2)), row)
@@ -326,5 +327,5 @@ def test_a_batch_is_half_of_the_demonstrations(tmp_path: Path) -> None:
     assert batch.windows.start.shape == (2, 12, 2)
     assert (batch.windows.start[:, 6:] == -50).all()
     assert (batch.windows.start[:, :6] > -50).all()
-    assert batch.targets.shape == (2, 18, 2)
+    assert batch.reward.shape == (2, 18, 2)
     assert len(set(batch.chosen[0].tolist())) == 2

@@ -76,6 +76,7 @@ SHARED_ROOMS = {
             "nn",
             "training.config",
             "soft_actor_critic",
+            "latent_actor_critic",
             "online_imitation",
             "playing.environments",
             "methods.policies",

@@ -44,8 +44,15 @@ SIZES: dict[str, Any] = {
     "policy_hidden": (8,),
     "feature_dim": 4,
     "latent_dim": 8,
+    "head_hidden": (8,),
+    "values": 2,
+    "gamma": 0.9,
 }
 """Of every architecture, by the name of its field."""
+
+
+DRAWS = ("uniform", "latent_planner")
+"""Policies that draw at random, all replicas from one stream."""
 
 
 def model_of(room: str, kind: str) -> Model:
@@ -126,7 +133,7 @@ def test_an_unknown_kind_is_refused_with_those_that_there_are() -> None:
         find_method("learners", "gail", "here")
     with pytest.raises(
         ParamsError,
-        match="here: found None, expected one of deterministic, latent_gaussian, squashed_gaussian, uniform",
+        match="here: found None, expected one of deterministic, latent_gaussian, latent_planner, squashed_gaussian, uniform",
     ):
         find_model("policies", None, "here")
 
@@ -290,8 +297,8 @@ class TestModels:
         chosen = model.replica_rows([1, 1, 0])
         assert chosen.architecture.replicas == 3
         assert not any(p.requires_grad for p in chosen.parameters())
-        if kind == "uniform":
-            return  # every replica draws from one stream
+        if kind in DRAWS:
+            return
         observations, actions = torch.randn(1, 5, 3), torch.rand(1, 5, 2)
         pairs = zip(
             self.numbers(model, observations, actions), self.numbers(chosen, observations, actions), strict=True
@@ -309,7 +316,7 @@ class TestModels:
             model.reset((0,))
         found = model(*inputs)
         first = self.numbers(model, inputs[0][None], inputs[1][None] if len(inputs) > 1 else torch.zeros(1, 2, 2))[0][0]
-        if kind != "uniform":
+        if kind not in DRAWS:
             torch.testing.assert_close(found, first)
         assert found.shape == first.shape
 

@@ -119,6 +119,7 @@ ACTING: dict[str, dict[str, Any]] = {
         "head_hidden": [8],
         "reward": {"hidden": [8], "target_hidden": [8], "embedding_dim": 4},
     },
+    "td_mpc2": {"demonstrations": "none", "latent_dim": 16, "head_hidden": [8]},
 }
 
 
@@ -138,7 +139,7 @@ def test_learners_that_act(tmp_path: Path, kind: str) -> None:
         acts = {"env": "tests.line:Line-v0", "env_options": {"unit": unit}, "random_steps": 16, "capacity": 100}
         given = {"kind": kind, "dataset": "none", "demonstrations": "d", "hidden": [16], **ACTING[kind]}
         entry = parse_entry("learn", kind, {**given, "environment": acts, "training": {**TRAINING, "batch_size": 8}})
-        demonstrations = None if kind == "sac" else load_dataset(folder / "d")
+        demonstrations = None if "demonstrations" in ACTING[kind] else load_dataset(folder / "d")
         policies.append(learn(entry, None, demonstrations, None, None, run(folder / "run"))[0])
     for policy in policies[1:]:
         assert_same(policies[0], policy)

@@ -115,8 +115,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def code_of(model: Model) -> str:
-    """Digest of the file that says what a model computes, so that what reads an artifact changes with it."""
-    return sha256(inspect.getsource(sys.modules[type(model).__module__]).encode()).hexdigest()
+    """Digest of the files of a model's class and its bases, so that what reads an artifact changes with them."""
+    modules = dict.fromkeys(base.__module__ for base in type(model).__mro__ if issubclass(base, Model))
+    own = [inspect.getsource(sys.modules[name]) for name in modules if name != Model.__module__]
+    return sha256("".join(own).encode()).hexdigest()
 
 
 def export_program(model: Model, path: str | os.PathLike[str]) -> None:
@@ -365,16 +367,25 @@ def _check_architecture(given: dict[str, Any], architecture: Any, where: str) ->
     for key, value in given.items():
         if not _alike(value, plain[key]):
             raise ArtifactError(f"{where}.{key}: found {reprlib.repr(value)}, expected {reprlib.repr(plain[key])}")
-    for key, value in plain.items():
+    for key, value in _leaves(plain):
         numbers = value if isinstance(value, list) else [value]
         integers = [number for number in numbers if type(number) is int]
-        least = int(key in ("replicas", "hidden") or key.endswith("_dim"))
+        least = int(key.rpartition(".")[2] in ("replicas", "hidden") or key.endswith("_dim"))
         most = MOST_REPLICAS if key == "replicas" else LARGEST_NUMBER
         for number in integers:
             if not least <= number <= most:
                 raise ArtifactError(f"{where}.{key}: found {number}, expected {least} to {most:,}")
         if isinstance(value, list) and len(value) > (MOST_LAYERS if integers else LARGEST_NUMBER):
             raise ArtifactError(f"{where}.{key}: found {len(value):,} layers, expected at most {MOST_LAYERS}")
+
+
+def _leaves(values: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in a mapping of mappings, by dotted names."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}", value
 
 
 def _alike(given: Any, own: Any) -> bool:

@@ -90,11 +90,12 @@ class CoupledDistillation(nn.Module):
     Args:
         replicas: R.
         inputs: numbers in a point.
-        c: widths, D and K.
+        c: widths, D and K, and the weights of the reward.
     """
 
     def __init__(self, replicas: int, inputs: int, c: DistillationConfig) -> None:
         super().__init__()
+        self.share, self.coupling = c.share, c.coupling
         self.targets = MLP(
             (replicas, c.targets),
             (inputs, *c.target_hidden, c.embedding_dim),
@@ -132,3 +133,7 @@ class CoupledDistillation(nn.Module):
         """f_E and f_B, (R, B, D) each, and the targets, (R, K, B, D), of points (R or 1, B, inputs)."""
         expert, behaviour = self.predictors(points.unsqueeze(1)).unbind(1)
         return expert, behaviour, self.targets(points.unsqueeze(1))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """The reward of points (R or 1, B, inputs): (R, B)."""
+        return coupled_reward(*self.predictions(points), self.share, self.coupling)

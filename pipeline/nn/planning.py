@@ -70,7 +70,7 @@ class Plan:
     def first(self, generator: torch.Generator) -> Tensor:
         """First action of an elite that is drawn by its weight, (R, B, act_dim)."""
         chosen = torch.multinomial(self.weights.flatten(0, 1), 1, generator=generator)
-        return self.elites.flatten(0, 1)[torch.arange(len(chosen)), chosen.squeeze(1), 0].view_as(self.mean[:, :, 0])
+        return self.elites[:, :, :, 0].take_along_dim(chosen.view(*self.weights.shape[:2], 1, 1), 2).squeeze(2)
 
     @property
     def shifted(self) -> Tensor:
@@ -168,7 +168,7 @@ def plan(
     found = Plan(mean, torch.full_like(mean, c.max_std), proposed, proposed)
     latents = repeated(c.samples)
     for _ in range(c.iterations):
-        noise = torch.randn(form, generator=generator, device=start.device)[:, :, c.prior_samples :]
+        noise = torch.randn(form, generator=generator, device=start.device, dtype=start.dtype)[:, :, c.prior_samples :]
         drawn = (found.mean.unsqueeze(2) + found.std.unsqueeze(2) * noise).clamp(-1.0, 1.0)
         actions = torch.cat([proposed, drawn], 2)
         returns = imagined_return(dynamics, reward, value, latents, actions.flatten(1, 2), discount)

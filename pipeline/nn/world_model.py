@@ -11,7 +11,8 @@ Learning", 2025, arXiv 2505.02228, and its code.
 | sum_t rho^t ||z_{t+1} - sg h(s_{t+1})||^2 / (H dim z) | ``consistency_loss`` |
 | 101 bins in [-10, 10] of symlog x = sign(x) log(1 + |x|) | ``symlog``, ``symexp``, ``two_hot``, ``expected_value`` |
 | y_t = r_t + gamma min_{i in I} Q_i(h(s_{t+1}), pi), I two of the target Qs | ``td_target`` |
-| sum_t rho^t sum_i CE(Q_i(z_t, a_t), y_t) / (H N) | ``value_loss`` |
+| sum_t rho^t sum_i CE(Q_i(z_t, a_t), y_t) / (H N) | ``value_loss``, ``ValueEnsemble`` |
+| sum_t rho^t CE(R(z_t, a_t), r_t) / H | ``value_loss`` of one, ``RewardHead`` |
 | a = tanh(m + e sigma), log sigma in [-10, 2] | ``bounded_log_std``, ``squashed_gaussian`` |
 | sum_t rho^t E (eta log pi - min_i Q_i / S) / (H + 1) | ``policy_loss`` |
 | S follows the range from the 5 % to the 95 % quantile of Q at t = 0 | ``value_range``, ``moved_scale`` |
@@ -224,6 +225,29 @@ class ValueEnsemble(nn.Module):
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
         """Logits of (R, B, latent_dim), (R, B, act_dim): (R, N, B, BINS)."""
         return self.network(torch.cat([latents, actions], -1).unsqueeze(1))  # type: ignore[no-any-return]
+
+
+class RewardHead(nn.Module):
+    """A reward per replica as logits over bins, of points of latents and actions; they start at 0.
+
+    Args:
+        replicas: R.
+        inputs: numbers in a point.
+        hidden: widths.
+    """
+
+    def __init__(self, replicas: int, inputs: int, hidden: tuple[int, ...] = (512, 512)) -> None:
+        super().__init__()
+        self.network = normed_network((replicas,), (inputs, *hidden, BINS))
+        nn.init.zeros_(self.network.layers[-1].weight)  # type: ignore[arg-type]
+
+    def logits(self, points: Tensor) -> Tensor:
+        """Logits of (R, B, inputs): (R, B, BINS)."""
+        return self.network(points)  # type: ignore[no-any-return]
+
+    def forward(self, points: Tensor) -> Tensor:
+        """The reward of points (R, B, inputs): (R, B)."""
+        return expected_value(self.logits(points))
 
 
 class PolicyPrior(nn.Module):
