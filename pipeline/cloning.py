@@ -1,8 +1,9 @@
-"""Cloning a Gaussian policy, and choosing what to clone: what several learners share.
+"""Cloning a policy that is a Gaussian or a mixture of them, and choosing what to clone: what several learners share.
 
 | source | here |
 |---|---|
 | -E log pi(a|s) (Pomerleau 1991) | ``Cloning.losses`` |
+| pi(a|s) = sum_k w_k(s) N(a; tanh(f_k(s)), sigma) (Bishop 1994) | ``Policy.log_prob``, with ``components`` |
 | %BC: the episodes of highest return with X % of the timesteps (Chen et al. 2021, arXiv 2106.01345) | ``best_episodes`` |
 
 The actor is IQL's: a Gaussian with mean tanh(f(s)) and a free log-std in [-5, 2] over actions mapped to [-1, 1], so that
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from dynarep.configs.params import Field, Widths, config
 from dynarep.pipeline.method import Learner, World
 from dynarep.pipeline.methods.policies.deterministic import Policy
-from dynarep.pipeline.nn.functional import Losses, gaussian_log_prob
+from dynarep.pipeline.nn.functional import Losses
 
 
 @config
@@ -37,6 +38,8 @@ class CloningConfig:
     """With an encoder, read the observation beside its latents."""
     layer_norm: bool = False
     """LayerNorm after each hidden layer of the actor."""
+    components: int = Field(default=1, ge=1, le=100)
+    """Gaussians of the actor; more than one where the data do different things in the same state, whose mean nobody did."""
 
 
 class Demonstrations(Protocol):
@@ -97,12 +100,14 @@ class Cloning(Learner):
         super().__init__()
         self.config, self.policy = c, policy
         policy.network.dropout = c.dropout
-        self.log_std = nn.Parameter(torch.zeros(policy.architecture.replicas, 1, len(policy.architecture.action_low)))
+        shape = policy.architecture.replicas, 1, len(policy.architecture.action_low)
+        self.log_std = nn.Parameter(torch.full(shape, policy.first_log_std))
 
     @classmethod
     def build(cls, c: Any, world: World) -> Self:
         """For the observations and actions of a world."""
-        return cls(c, Policy.build(world, c.hidden, beside=c.beside, layer_norm=c.layer_norm))
+        form: dict[str, Any] = {"beside": c.beside, "layer_norm": c.layer_norm, "components": c.components}
+        return cls(c, Policy.build(world, c.hidden, **form))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The actor with cosine decay."""
@@ -111,12 +116,9 @@ class Cloning(Learner):
 
     def losses(self, batch: Demonstrations) -> Losses:
         """-E log pi(a|s)."""
-        mean, actions = (
-            torch.tanh(self.policy.network(self.policy.features(batch.observations))),
-            self.policy.unit(batch.actions),
-        )
-        error = (mean.detach() - actions).square().mean((-1, -2))
-        log_prob = gaussian_log_prob(actions, mean, self.log_std.clamp(-5.0, 2.0))
+        output, actions = self.policy.mean(batch.observations), self.policy.unit(batch.actions)
+        error = (self.policy.mode(output.detach()) - actions).square().mean((-1, -2))
+        log_prob = self.policy.log_prob(output, actions, self.log_std.clamp(-5.0, 2.0))
         return Losses(-log_prob.mean(-1), {"squared_error": error})
 
     def export(self) -> Policy:

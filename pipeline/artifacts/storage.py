@@ -316,7 +316,11 @@ def read_artifact(folder: str | os.PathLike[str], observation_dim: int | None = 
     except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise ArtifactError(f"{weights_path}: damaged or truncated: {error}") from None
     _check_header(
-        config_path, weights_path, content, {"room": room, "kind": kind, "architecture": _plain(architecture)}
+        config_path,
+        weights_path,
+        content,
+        {"room": room, "kind": kind, "architecture": _plain(architecture)},
+        {f.name: f.default for f in dataclasses.fields(architecture) if f.default is not dataclasses.MISSING},
     )
     _check_values(weights_path, wanted, state)
     model = model_class(architecture)
@@ -370,7 +374,7 @@ def _check_architecture(given: dict[str, Any], architecture: Any, where: str) ->
     for key, value in _leaves(plain):
         numbers = value if isinstance(value, list) else [value]
         integers = [number for number in numbers if type(number) is int]
-        least = int(key.rpartition(".")[2] in ("replicas", "hidden") or key.endswith("_dim"))
+        least = int(key.rpartition(".")[2] in ("replicas", "hidden", "components") or key.endswith("_dim"))
         most = MOST_REPLICAS if key == "replicas" else LARGEST_NUMBER
         for number in integers:
             if not least <= number <= most:
@@ -408,13 +412,17 @@ def _check_size(path: Path, architecture: Any) -> None:
         )
 
 
-def _check_header(config: Path, weights: Path, content: bytes, about: dict[str, Any]) -> None:
-    """Refuse a config.json that does not describe the model whose weights these are; older files do not say."""
+def _check_header(config: Path, weights: Path, content: bytes, about: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse a config.json that does not describe the model whose weights these are; older files do not say, or not all."""
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         text = (header.get("__metadata__") or {}).get("model")
         saved = None if text is None else json.loads(text)
-        own = about if saved is None else {"room": saved["room"], "kind": saved["kind"], **saved["architecture"]}
+        own = (
+            about
+            if saved is None
+            else defaults | saved["architecture"] | {"room": saved["room"], "kind": saved["kind"]}
+        )
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise ArtifactError(f"{weights}: damaged: its header does not say what model it is of") from None
     if saved is None:

@@ -1,4 +1,8 @@
-"""A deterministic policy on standardised observations, or on what an encoder makes of them."""
+"""A deterministic policy on standardised observations, or on what an encoder makes of them.
+
+With several ``components`` it is a mixture of Gaussians (Bishop 1994, "Mixture Density Networks"): modes tanh(f_k(s)) with
+weights softmax(g(s)), of which it plays the one of largest weight.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 
 from dynarep.configs.params import config, validate
 from dynarep.pipeline.method import World
+from dynarep.pipeline.nn.functional import gaussian_log_prob
 from dynarep.pipeline.nn.models import ActingModel, Encoder
 from dynarep.pipeline.nn.networks import MLP, Normaliser, StackedLinear
 
@@ -20,7 +25,7 @@ class PolicyArchitecture:
     """Architecture of ``Policy``.
 
     ``encoder`` is the kind and architecture of the encoder that the policy reads through, None for one that reads observations;
-    with ``beside`` it reads both.
+    with ``beside`` it reads both. ``components`` is the number of modes.
     """
 
     replicas: int
@@ -32,6 +37,11 @@ class PolicyArchitecture:
     encoder: dict[str, Any] | None = None
     beside: bool = False
     layer_norm: bool = False
+    components: int = 1
+
+
+FIRST_LOG_STD = -1.5
+"""Where cloning starts with the log deviation of several modes: narrow, else all of them stand between those of the data."""
 
 
 class Policy(ActingModel):
@@ -54,13 +64,34 @@ class Policy(ActingModel):
             latent_dim = self.encoder.latent_dim()
             self.latents = Normaliser(torch.zeros(a.replicas, 1, latent_dim), torch.ones(a.replicas, 1, latent_dim))
             inputs = latent_dim + (inputs if a.beside else 0)
-        sizes = inputs, *a.hidden, len(a.action_low)
+        sizes = inputs, *a.hidden, self.outputs
         self.network = MLP((a.replicas,), sizes, layer_norm=a.layer_norm, final_gain=0.01)
+        if a.components > 1:  # modes that begin alike would stay alike
+            nn.init.uniform_(cast(Tensor, self.network.layers[-1].bias), -1.0, 1.0)
         self.register_buffer("low", torch.tensor(a.action_low, dtype=torch.float32))
         self.register_buffer("high", torch.tensor(a.action_high, dtype=torch.float32))
 
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network gives: an action before tanh, or for each mode that and a logit."""
+        a = self.architecture
+        return len(a.action_low) if a.components == 1 else a.components * (len(a.action_low) + 1)
+
+    @property
+    def first_log_std(self) -> float:
+        """Where cloning starts with the log deviation."""
+        return 0.0 if self.architecture.components == 1 else FIRST_LOG_STD
+
     @classmethod
-    def build(cls, world: World, hidden: tuple[int, ...], *, beside: bool = False, layer_norm: bool = False) -> Policy:
+    def build(
+        cls,
+        world: World,
+        hidden: tuple[int, ...],
+        *,
+        beside: bool = False,
+        layer_norm: bool = False,
+        components: int = 1,
+    ) -> Policy:
         """For the observations, actions and encoder of a world; its normalisers are those of the world."""
         part = world.encoder
         encoder = None
@@ -77,6 +108,7 @@ class Policy(ActingModel):
                 encoder=encoder,
                 beside=beside and encoder is not None,
                 layer_norm=layer_norm,
+                components=components,
             )
         )
         policy.normaliser = Normaliser(world.mean, world.std)
@@ -130,9 +162,30 @@ class Policy(ActingModel):
         first: StackedLinear = self.network.layers[0]  # type: ignore[assignment]
         return first.weight.shape[-2]
 
+    def modes(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Modes in [-1, 1] and log weights by an output of the network: (R, B, outputs) -> (R, B, K, act_dim), (R, B, K)."""
+        parts = output.view(*output.shape[:-1], self.architecture.components, -1)
+        return torch.tanh(parts[..., :-1]), torch.log_softmax(parts[..., -1], -1)
+
+    def mode(self, output: Tensor) -> Tensor:
+        """The action in [-1, 1] that is played: (R, B, outputs) -> (R, B, act_dim)."""
+        if self.architecture.components == 1:
+            return torch.tanh(output)
+        modes, weights = self.modes(output)
+        index = weights.argmax(-1, keepdim=True).unsqueeze(-1).expand(*weights.shape[:-1], 1, modes.shape[-1])
+        return modes.gather(-2, index).squeeze(-2)
+
+    def log_prob(self, output: Tensor, unit_actions: Tensor, log_std: Tensor) -> Tensor:
+        """Log density of actions in [-1, 1]: (R, B, outputs), (R, B, act_dim), (R, 1, act_dim) -> (R, B)."""
+        if self.architecture.components == 1:
+            return gaussian_log_prob(unit_actions, torch.tanh(output), log_std)
+        modes, weights = self.modes(output)
+        each = gaussian_log_prob(unit_actions.unsqueeze(-2), modes, log_std.unsqueeze(-2))
+        return torch.logsumexp(weights + each, -1)
+
     def act(self, observations: Tensor) -> Tensor:
         """Actions of every replica within the bounds: (R or 1, B, obs_dim) -> (R, B, act_dim)."""
-        return self.rescale(torch.tanh(self.mean(observations)))
+        return self.rescale(self.mode(self.mean(observations)))
 
 
 def encoder_of(part: dict[str, Any]) -> Encoder:
