@@ -107,6 +107,7 @@ def result(folder: Path, setting: Setting, graph: Graph, method: str) -> dict[st
         read_json(artifacts / "shards" / entry[key] / "index.json") for key in ("dataset", "demonstrations")
     )
     demonstrated = read_json(artifacts / "demonstrate" / "metrics.json")["returns"]
+    acting = entry.get("environment")
     return {
         "setting": folder.name,
         "method": method,
@@ -121,8 +122,9 @@ def result(folder: Path, setting: Setting, graph: Graph, method: str) -> dict[st
         "budget": {
             "updates": entry["training"]["updates"],
             "batch_size": entry["training"].get("batch_size", 256),
-            "transitions": dataset["transitions"],
-            "demonstration_steps": expert["transitions"],
+            "transitions": dataset["transitions"] if dataset else 0,
+            "own_steps": acting["random_steps"] + entry["training"]["updates"] if acting else 0,
+            "demonstration_steps": expert["transitions"] if expert else 0,
             "seconds": {name: log and log["seconds"] for name, log in logs.items()},
         },
         "labels": read_json(artifacts / "relabel" / entry["rewards"] / "metrics.json"),

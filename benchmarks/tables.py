@@ -110,7 +110,7 @@ def _row(cell: Cell) -> str:
         fraction(cell),
         f"{returns.shape[0]} x {returns.shape[1]}",
         f"{budget['updates']:,} x {budget['batch_size']}",
-        f"{budget['transitions']:,}",
+        f"{budget['own_steps']:,} of its own" if budget.get("own_steps") else f"{budget['transitions']:,}",
         "-" if None in seconds else f"{sum(seconds):,.0f}",
     )
     return f"| {' | '.join(columns)} |"
