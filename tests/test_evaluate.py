@@ -202,6 +202,10 @@ def test_only_wrappers_that_count_are_left_out() -> None:
     assert without_counting(made) == ([one.unwrapped for one in made], 1000)
     watched = gymnasium.wrappers.RecordEpisodeStatistics(made[0])
     assert without_counting([watched]) == ([watched], None)
+    for env in (Countdown(), made[0]):  # a limit that was set by hand cuts off, too
+        limited = gymnasium.wrappers.TimeLimit(env, 3)
+        inside, limit = without_counting([limited])
+        assert inside == [limited] if limit is None else limit == 3
 
 
 @pytest.mark.parametrize("value", [2.1, -2.1, float("nan")])

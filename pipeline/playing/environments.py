@@ -248,9 +248,10 @@ def without_counting(environments: Sequence[Any]) -> tuple[list[Any], int | None
 
     limits: list[int] = []
     inside: list[Any] = list(environments)
-    while type(inside[0]) in (OrderEnforcing, TimeLimit):
-        outer = inside[0]
-        if type(outer) is TimeLimit and outer.spec is not None and outer.spec.max_episode_steps is not None:
+    while type(outer := inside[0]) in (OrderEnforcing, TimeLimit):
+        if type(outer) is TimeLimit:
+            if outer.spec is None or outer.spec.max_episode_steps is None:
+                break  # it does not say when it cuts off
             limits.append(outer.spec.max_episode_steps)
         inside = [environment.env for environment in inside]
     return inside, min(limits, default=None)
