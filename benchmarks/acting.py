@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.timing import Contender, Group, Work
 
 ENV = "Hopper-v4"
-WARM_UP = 100
-"""Random steps and updates before the clock starts, compiling included."""
+WARM_UP = 256
+"""Random steps, as many updates before the clock starts, compiling included; not below a batch."""
 
 
 def ours(steps: int, replicas: int, *, compile_it: bool) -> Work:
