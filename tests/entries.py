@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 import torch
 
 from dynarep.data.resident import observation_moments
@@ -16,13 +19,30 @@ from dynarep.pipeline.methods.encoders.identity import States, StatesArchitectur
 from dynarep.pipeline.methods.encoders.standardise import StandardisedArchitecture, StandardisedStates
 from dynarep.pipeline.nn.models import Encoder
 from dynarep.pipeline.nn.networks import Normaliser
+from dynarep.pipeline.playing.replay import Replay
 from dynarep.pipeline.registry import ROOMS, find_method
 from dynarep.pipeline.spaces import Space, space_of
 from dynarep.pipeline.training.run import Run
 
 CPU = torch.device("cpu")
+
+
 NOTHING = Sources({}, replicas=2, batch_size=1, device=CPU)
 """For trainings whose batches come from elsewhere."""
+
+
+@contextmanager
+def unplugged(update: int) -> Iterator[None]:
+    """Have a run that acts end without a word before an update, as where the machine is lost."""
+    advance = Replay.advance
+
+    def failing(self: Replay, now: int, policy: Any = None) -> None:
+        if now == update:
+            raise RuntimeError("pulled the plug")
+        advance(self, now, policy)
+
+    with patch.object(Replay, "advance", failing), pytest.raises(RuntimeError, match="pulled the plug"):
+        yield
 
 
 def entry(section: str, kind: str, config: Any = None, *, name: str = "name", **inputs: Any) -> Entry[Any]:

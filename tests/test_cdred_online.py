@@ -22,6 +22,7 @@ from dynarep.pipeline.nn.distillation import DistillationConfig, coupled_reward
 from dynarep.pipeline.nn.networks import Normaliser
 from dynarep.pipeline.nn.world_model import expected_value, moved_scale, two_hot, value_range
 from dynarep.pipeline.playing.replay import Replay
+from tests.entries import unplugged
 from tests.test_sac import acting, dataset, run, settings, trained, world
 
 torch.set_num_threads(1)
@@ -251,21 +252,12 @@ def entry_of(**values: Any) -> Entry[Any]:
     return acting("cdred", demonstrations="expert", **{**small, "reward": reward, **values})
 
 
-def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path: Path) -> None:
     experts = dataset(tmp_path, "expert", observation_dim=4)
     entry = entry_of(environment={"env": "InvertedPendulum-v4"}, training={"checkpoint_every": 10})
     whole = trained(tmp_path / "whole", entry, None, experts)
-    advance = Replay.advance
-
-    def failing(self: Replay, update: int, policy: Any = None) -> None:
-        if update == 13:
-            raise RuntimeError("pulled the plug")
-        advance(self, update, policy)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Replay, "advance", failing)
-        with pytest.raises(RuntimeError, match="plug"):
-            trained(tmp_path / "resumed", entry, None, experts)
+    with unplugged(13):
+        trained(tmp_path / "resumed", entry, None, experts)
     resumed = trained(tmp_path / "resumed", entry, None, experts)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     curve = (tmp_path / "whole" / "out" / "curves.tsv").read_text().split("\n")

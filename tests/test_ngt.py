@@ -23,6 +23,7 @@ from dynarep.pipeline.methods.learners.ngt import (
     transport_loss,
 )
 from dynarep.pipeline.nn.spectral import SpectralMLP
+from tests.entries import unplugged
 from tests.test_sac import LINE, acting, dataset, run, settings, trained, world
 
 torch.set_num_threads(1)
@@ -246,23 +247,12 @@ def test_it_reads_a_space(tmp_path: Path) -> None:
         trained(tmp_path / "c", acting("ngt", **SMALL, encoder="raw"), None, shown, wrong)
 
 
-def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dynarep.pipeline.playing.replay import Replay
-
+def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     shown = dataset(tmp_path, "shown", observation_dim=4)
     made = acting("ngt", **SMALL, environment={"env": "InvertedPendulum-v4"}, training={"checkpoint_every": 10})
     whole = trained(tmp_path / "whole", made, None, shown)
-    advance = Replay.advance
-
-    def failing(self: Replay, update: int, policy: Any = None) -> None:
-        if update == 25:
-            raise RuntimeError("pulled the plug")
-        advance(self, update, policy)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Replay, "advance", failing)
-        with pytest.raises(RuntimeError, match="plug"):
-            trained(tmp_path / "resumed", made, None, shown)
+    with unplugged(25):
+        trained(tmp_path / "resumed", made, None, shown)
     resumed = trained(tmp_path / "resumed", made, None, shown)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

@@ -33,6 +33,7 @@ from dynarep.pipeline.soft_actor_critic import (
 )
 from dynarep.pipeline.sources import SourceError
 from dynarep.pipeline.training.run import Run
+from tests.entries import unplugged
 from tests.line import STEPS
 
 torch.set_num_threads(1)
@@ -321,23 +322,12 @@ def trained(folder: Path, entry: Entry[Any], *data: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("env", [LINE, "InvertedPendulum-v4"])
-def test_a_run_that_is_stopped_goes_on(
-    tmp_path: Path, env: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_is_stopped_goes_on(tmp_path: Path, env: str, capsys: pytest.CaptureFixture[str]) -> None:
     """To the bit where the simulation can be stored, in a new episode where it cannot, which is said."""
     entry = acting(environment={"env": env}, training={"checkpoint_every": 10})
     whole = trained(tmp_path / "whole", entry)
-    advance = Replay.advance
-
-    def failing(self: Replay, update: int, policy: Any = None) -> None:
-        if update == 13:
-            raise RuntimeError("pulled the plug")
-        advance(self, update, policy)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Replay, "advance", failing)
-        with pytest.raises(RuntimeError, match="plug"):
-            trained(tmp_path / "resumed", entry)
+    with unplugged(13):
+        trained(tmp_path / "resumed", entry)
     resumed = trained(tmp_path / "resumed", entry)
     said = capsys.readouterr().err
     assert "resuming at update 10" in said

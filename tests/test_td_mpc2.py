@@ -22,7 +22,7 @@ from dynarep.pipeline.methods.policies.latent_gaussian import LatentGaussian
 from dynarep.pipeline.methods.policies.latent_planner import LatentPlanner
 from dynarep.pipeline.nn.distillation import CoupledDistillation
 from dynarep.pipeline.nn.world_model import BINS, RewardHead, expected_value, two_hot
-from dynarep.pipeline.playing.replay import Replay
+from tests.entries import unplugged
 from tests.test_cdred_online import SMALL, entry_of, filled, pretrained
 from tests.test_sac import acting, dataset, episodes, run, settings, trained, world
 
@@ -220,25 +220,14 @@ def test_it_starts_from_a_world_model() -> None:
 
 @pytest.mark.parametrize("planning", [None, PLANNING])
 @pytest.mark.parametrize("kind", ["td_mpc2", "cdred"])
-def test_a_run_that_is_stopped_goes_on_to_the_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, planning: dict[str, int] | None
-) -> None:
+def test_a_run_that_is_stopped_goes_on_to_the_bit(tmp_path: Path, kind: str, planning: dict[str, int] | None) -> None:
     experts = dataset(tmp_path, "expert", observation_dim=4) if kind == "cdred" else None
     chosen = entry if kind == "td_mpc2" else entry_of
     values: dict[str, Any] = {"environment": {"env": "InvertedPendulum-v4"}, "training": {"checkpoint_every": 10}}
     given = chosen(planning=planning, **values)
     whole, _ = learn(given, None, experts, None, None, run(tmp_path / "whole"))
-    advance = Replay.advance
-
-    def failing(self: Replay, update: int, policy: Any = None) -> None:
-        if update == 13:
-            raise RuntimeError("pulled the plug")
-        advance(self, update, policy)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Replay, "advance", failing)
-        with pytest.raises(RuntimeError, match="plug"):
-            trained(tmp_path / "resumed", given, None, experts)
+    with unplugged(13):
+        trained(tmp_path / "resumed", given, None, experts)
     resumed = trained(tmp_path / "resumed", given, None, experts)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.state_dict().items())
     if planning is None:
