@@ -51,7 +51,7 @@ layout:  # the package as the folders that it is imported as, for readers of sou
 docs: $(VENV)/.installed-dev layout  ## build the documentation pages, build/site/index.html
 	NO_MKDOCS_2_WARNING=1 mkdocs build
 
-bench: $(VENV)/.installed-dev  ## measure throughput beside the peers and refresh docs/performance.md (half an hour)
+bench: $(VENV)/.installed-dev  ## measure throughput beside the peers and refresh docs/performance.md (takes long)
 	python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	python -m benchmarks.throughput --end-to-end
 	python -m benchmarks.tables docs/performance.md

@@ -348,7 +348,7 @@ def ratio_plot(path: Path) -> None:
 
 
 def growth_plot(path: Path) -> None:
-    """Draw how the rate of each group of ``growth`` falls with what grows, as a share of its first, on logarithmic axes."""
+    """Draw the rate of each group of ``growth`` against what grows, from 0 on."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -367,9 +367,10 @@ def growth_plot(path: Path) -> None:
             x = [float(row["name"].split()[0].replace(",", "")) for row in rows]
             middle, low, high = (np.array([row[key] for row in rows]) for key in ("rate", "low", "high"))
             axes.errorbar(x, middle, yerr=(middle - low, high - middle), marker="o", color="#2a7f62", ecolor="black")
-            axes.set(xscale="log", yscale="log", title=group["name"], ylabel=f"{group['unit']}/s")
+            axes.set(xscale="log", title=group["name"], ylabel=f"{group['unit']}/s")
             axes.set_xticks(x, [f"{value:,.0f}" for value in x])
             axes.minorticks_off()
+            axes.set_ylim(bottom=0)
             axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)

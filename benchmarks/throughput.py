@@ -216,7 +216,11 @@ def growth(scale: float) -> list[Group]:
 
     many = [1000] if device().type == "cuda" else []
     return [
-        Group("IQL by replicas", "updates", [Contender(f"{r} replicas", trained(replicas=r)) for r in (1, 2, 5, 10)]),
+        Group(
+            "IQL by replicas",
+            "updates",
+            [Contender(f"{r} replica{'s' * (r > 1)}", trained(replicas=r)) for r in (1, 2, 5, 10)],
+        ),
         Group("IQL by width", "updates", [Contender(f"{h} units", trained(hidden=h)) for h in (64, 128, 256, 512)]),
         Group("IQL by batch", "updates", [Contender(f"{b} transitions", trained(batch=b)) for b in (64, 256, 1024)]),
         Group(
