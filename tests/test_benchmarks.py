@@ -368,3 +368,11 @@ def test_the_tiny_params_file_runs_in_a_clone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     policies = read_params(project / "params.yaml")["learn"]
     assert {path.parent.name for path in project.glob("artifacts/evaluate/*/returns.json")} == set(policies)
+
+
+def test_the_page_of_speed_is_drawn_from_what_is_stored(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert tables.refreshed(text) == text
+    tables.ratio_plot(tmp_path / "performance.svg")
+    tables.growth_plot(tmp_path / "growth.svg")
+    assert {path.name for path in tmp_path.iterdir()} == {"performance.svg", "growth.svg"}
