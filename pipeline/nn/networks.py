@@ -78,23 +78,18 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*stack, B, inputs) to (*stack, B, outputs); size-one stack axes of ``x`` are broadcast."""
-        batch, inputs = x.shape[-2:]
-        outputs = self.weight.shape[-1]
-        x = x.expand(*self.stack, batch, inputs).reshape(-1, batch, inputs)
-        y = _product(x, self.weight.reshape(-1, inputs, outputs))
-        if self.bias is not None:
-            y = y + self.bias.reshape(-1, 1, outputs)
-        return y.reshape(*self.stack, batch, outputs)
+        y = _product(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """(N, B, inputs) and (N, inputs, outputs) to (N, B, outputs), as it is fastest on a CPU where there are few outputs."""
+    """(*stack, B, inputs) and (*stack, inputs, outputs) to (*stack, B, outputs), as it is fastest where outputs are few."""
     outputs = weight.shape[-1]
-    if weight.device.type == "cpu" and outputs == 1:
+    if weight.is_cpu and outputs == 1:
         return (x * weight.mT).sum(-1, keepdim=True)
-    if weight.device.type == "cpu" and outputs < FEW_OUTPUTS:
-        return torch.bmm(weight.mT, x.mT).mT
-    return torch.bmm(x, weight)
+    if weight.is_cpu and outputs < FEW_OUTPUTS:
+        return (weight.mT @ x.mT).mT
+    return x @ weight
 
 
 class NormedLinear(StackedLinear):
@@ -165,13 +160,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (*stack, B, sizes[0]) to (*stack, B, sizes[-1])."""
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers
+        for layer in hidden:
             x = self.hidden_activation(layer(x))
             if self.layer_norm:
                 x = nn.functional.layer_norm(x, x.shape[-1:])
             if self.dropout and self.training:
                 x = nn.functional.dropout(x, self.dropout)
-        x = self.layers[-1](x)
+        x = last(x)
         return self.final_activation(x) if self.final_activation else x
 
 
