@@ -22,6 +22,7 @@ from benchmarks.ours import (
     OBSERVATIONS,
     icvf_learner,
     iql_learner,
+    metric_learner,
     our_rollouts,
     policy_folder,
     repeated,
@@ -200,6 +201,16 @@ def parts(scale: float) -> list[Group]:
             _update_parts(partial(icvf_learner, replicas=1, variant="icvf"), n(30)),
         ),
         Group(
+            "Parts of an update of ICVF, LayerNorm and GELU",
+            "updates",
+            _update_parts(partial(icvf_learner, replicas=1, variant="ailot"), n(30)),
+        ),
+        Group(
+            "Parts of an update of the temporal metric",
+            "updates",
+            _update_parts(partial(metric_learner, replicas=1), n(100)),
+        ),
+        Group(
             "Parts of an evaluation's step",
             "environment steps",
             [
@@ -207,6 +218,7 @@ def parts(scale: float) -> list[Group]:
                 Contender("Gymnasium's step", partial(_environment_steps, n(4000))),
                 Contender("MuJoCo's steps in it", partial(_simulator_steps, n(4000))),
                 Contender("the policy", partial(_decisions, n(1000), BLOCK)),
+                Contender("the policy, asked for ten at once", partial(_decisions, n(500), 10)),
             ],
         ),
         Group(

@@ -75,6 +75,7 @@ class Returns:
     seed: Count | None
     plane: list[Count] | None = Field(default=None, min_length=2, max_length=2)
     max_steps: Count | None
+    action_repeat: Count | None = None
     reference: list[Finite] | None = Field(min_length=2, max_length=2)
     recording: Recording | None = None
     versions: dict[str, str]

@@ -1,5 +1,6 @@
 import os
 import re
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,61 @@ def test_entries_that_cannot_be_used() -> None:
         make_environment("LineMaze-v0")  # all, by name
     with pytest.raises(EvaluationError, match=r"observations: found x, but the observations of Hopper-v4 are no"):
         make_environment("Hopper-v4", observations=("x",))
+
+
+def test_an_action_that_lasts_several_steps() -> None:
+    settings = EvaluateConfig(
+        env="Hopper-v4", env_options={"terminate_when_unhealthy": False}, action_repeat=4, episodes=1
+    )
+    plain, repeated = make_environment("Hopper-v4", settings.env_options), settings.make()
+    for environment in (plain, repeated):
+        environment.reset(seed=3)
+    action = np.array([0.3, -0.2, 0.1], np.float32)
+    steps = [plain.step(action) for _ in range(4)]
+    observation, reward, *_ = repeated.step(action)
+    np.testing.assert_array_equal(observation, steps[-1][0])
+    assert reward == pytest.approx(sum(step[1] for step in steps))
+    assert settings.limit_of(repeated, "max_steps") == 250
+    assert play_block(random_policy("Hopper-v4"), "random", settings, 0).lengths.tolist() == [[250]]
+    odd = replace(settings, action_repeat=3)
+    assert play_block(random_policy("Hopper-v4"), "random", odd, 0).lengths.tolist() == [[334]]
+    with pytest.raises(ValueError, match="action_repeat"):
+        replace(settings, action_repeat=0)
+
+
+class Deaf(gymnasium.Env[np.ndarray, np.ndarray]):
+    """Draws its start from a generator that a reset does not seed, as Meta-World's do."""
+
+    observation_space = Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def seed(self, seed: int) -> None:
+        self.generator = np.random.default_rng(seed)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return self.generator.normal(size=3), {}
+
+
+def test_a_reset_reaches_what_does_not_listen_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gymnasium.register("Deaf-v0", entry_point=Deaf)
+    monkeypatch.setitem(environments.FAMILIES, r"Deaf-v\d+", environments.Family(deaf=True))
+    environment = make_environment("Deaf-v0")
+    first, other, again = (environment.reset(seed=seed)[0] for seed in (1, 2, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).all()
+
+
+def test_meta_world() -> None:
+    pytest.importorskip("metaworld")
+    settings = EvaluateConfig(env="Meta-World/MT1", env_options={"env_name": "reach-v3"}, episodes=2, max_steps=3)
+    starts = [settings.make().reset(seed=seed)[0] for seed in (7, 7, 8)]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert (starts[0] != starts[2]).any()
+    low, high = (-1.0,) * 4, (1.0,) * 4
+    policy = Uniform(UniformArchitecture(replicas=1, observation_dim=39, action_low=low, action_high=high))
+    played = play_block(policy, "random", settings, 0)
+    assert played.lengths.tolist() == [[3, 3]]
+    np.testing.assert_array_equal(played.successes, [[0.0, 0.0]])
 
 
 def test_an_option_that_the_environment_does_not_know() -> None:

@@ -141,13 +141,17 @@ def _attempt(job: Callable[[], Clip]) -> Clip | RenderingError:
 
 
 @cache
-def _stage(env: str, options: str, observations: tuple[str, ...] | None, noise: NoiseConfig | None) -> Any:
+def _stage(
+    env: str, options: str, observations: tuple[str, ...] | None, action_repeat: int, noise: NoiseConfig | None
+) -> Any:
     """The one environment of a process that renders; a second viewer in a process can blank the first.
 
     Where MuJoCo draws, the camera follows the body, and shadows and reflections are left out, which makes it three times as
     fast without a GPU.
     """
-    environment = make_environment(env, json.loads(options), observations, noise=noise, render_mode="rgb_array")
+    environment = make_environment(
+        env, json.loads(options), observations, action_repeat=action_repeat, noise=noise, render_mode="rgb_array"
+    )
     renderer = getattr(environment.unwrapped, "mujoco_renderer", None)
     if renderer is not None:
         model = renderer.model
@@ -162,7 +166,8 @@ def _rendering(settings: EvaluateConfig) -> tuple[Any, int]:
     """The environment of this process, and the width of its pictures."""
     assert settings.clips is not None
     options = json.dumps(settings.env_options)
-    return _stage(settings.env, options, settings.observations, settings.noise), settings.clips.width
+    stage = _stage(settings.env, options, settings.observations, settings.action_repeat, settings.noise)
+    return stage, settings.clips.width
 
 
 def _picture(environment: Any, width: int) -> NDArray[np.uint8]:
@@ -289,8 +294,8 @@ def _timing(settings: EvaluateConfig) -> tuple[int, int]:
 
 
 def _steps_per_second(settings: EvaluateConfig) -> float:
-    """Of the environment's own time; 20 where it does not say."""
-    return float(settings.make().metadata.get("render_fps") or 20)
+    """Of the environment's own time; 20 of its own where it does not say."""
+    return float(settings.make().metadata.get("render_fps") or 20) / settings.action_repeat
 
 
 def write_strip(path: Path, frames: list[NDArray[np.uint8]]) -> None:

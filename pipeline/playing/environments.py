@@ -48,6 +48,8 @@ class EnvironmentConfig:
         env_options: keyword arguments of the environment, beside those that ``docs/environments.md`` lists.
         observations: entries of dictionary observations, side by side in this order; null: those of
             ``docs/environments.md``.
+        action_repeat: steps of the environment that an action lasts; all else here counts actions as steps, and a reward is
+            the sum of theirs.
         noise: numbers without meaning to append to every observation, as a card can append them to a recording.
         max_steps: end episodes after this many steps; null: only the environment's own limit ends them.
     """
@@ -55,12 +57,15 @@ class EnvironmentConfig:
     env: EnvironmentId
     env_options: dict[str, Any] = Field(default_factory=dict)
     observations: tuple[str, ...] | None = Field(default=None, min_length=1)
+    action_repeat: int = Field(default=1, ge=1)
     noise: NoiseConfig | None = None
     max_steps: int | None = Field(default=None, ge=1)
 
     def make(self) -> Any:
         """The environment, as ``make_environment`` makes it."""
-        return make_environment(self.env, self.env_options, self.observations, noise=self.noise)
+        return make_environment(
+            self.env, self.env_options, self.observations, action_repeat=self.action_repeat, noise=self.noise
+        )
 
     def limit_of(self, environment: Any, key: str) -> int:
         """Steps after which an episode of it is cut off.
@@ -72,7 +77,8 @@ class EnvironmentConfig:
         Raises:
             EvaluationError: if neither this configuration nor the environment has a limit.
         """
-        limit = self.max_steps or environment.spec.max_episode_steps
+        own = environment.spec.max_episode_steps
+        limit = self.max_steps or (own and -(-own // self.action_repeat))
         if limit is None:
             raise EvaluationError(f"env {self.env!r} has no limit of steps of its own; set {key}")
         return int(limit)
@@ -107,6 +113,7 @@ class Family:
         distributions: packages beside Gymnasium and MuJoCo whose versions decide what the environments do.
         options: keyword arguments of ``gymnasium.make`` where the evaluation sets none.
         observations: entries of the dictionary that make up an observation, in this order; None: all, by name.
+        deaf: the seed of a reset does not reach what the start is drawn from; the environment has a method ``seed`` for it.
         sparse: a positive return means that the goal was reached.
         misfits: size of an observation that some recordings of the task have -> why it does not fit, and what to do.
         other_frame: what D4RL's datasets of the same layout are called whose coordinates are not those of the environment.
@@ -117,6 +124,7 @@ class Family:
     distributions: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     observations: tuple[str, ...] | None = None
+    deaf: bool = False
     sparse: bool = False
     misfits: Mapping[int, str] = field(default_factory=dict)
     other_frame: str | None = None
@@ -158,6 +166,9 @@ FAMILIES: dict[str, Family] = {
     r"(pointmaze|antmaze|humanoidmaze|antsoccer|cube|scene|puzzle)-.+-v\d+": Family(
         package="ogbench", extra="ogbench", distributions=("ogbench",)
     ),
+    r"Meta-World/.+": Family(
+        package="metaworld", extra="metaworld", distributions=("metaworld",), options={"seed": 0}, deaf=True
+    ),
     r"dm_control/.+": Family(package="shimmy", extra="dmc", distributions=("shimmy", "dm-control")),
     r"Ant-v\d+": Family(
         misfits={
@@ -185,6 +196,7 @@ def make_environment(
     options: Mapping[str, Any] | None = None,
     observations: Sequence[str] | None = None,
     *,
+    action_repeat: int = 1,
     noise: NoiseConfig | None = None,
     render_mode: str | None = None,
 ) -> Any:
@@ -195,6 +207,7 @@ def make_environment(
         options: keyword arguments of its constructor, beside those of its family.
         observations: entries of a dictionary that make up an observation, side by side in this order; those of the
             family by default, else all in alphabetical order.
+        action_repeat: steps that an action lasts.
         noise: numbers without meaning to append to every observation.
         render_mode: Gymnasium's, for instance ``rgb_array``.
 
@@ -203,6 +216,7 @@ def make_environment(
     """
     import gymnasium
     from gymnasium.spaces import Box, Dict
+    from gymnasium.wrappers import RepeatAction
 
     kind = family(env)
     _register(env, kind)
@@ -230,6 +244,10 @@ def make_environment(
             raise EvaluationError(f"env {env!r}: {name} are {space}, expected a Box with one axis")
         if name == "actions" and not space.is_bounded():
             raise EvaluationError(f"env {env!r}: {name} are {space}, expected finite bounds")
+    if kind.deaf:
+        environment = _hearing(environment)
+    if action_repeat > 1:
+        environment = RepeatAction(environment, action_repeat)
     return environment if noise is None else _noisy(environment, noise)
 
 
@@ -255,6 +273,21 @@ def without_counting(environments: Sequence[Any]) -> tuple[list[Any], int | None
             limits.append(outer.spec.max_episode_steps)
         inside = [environment.env for environment in inside]
     return inside, min(limits, default=None)
+
+
+def _hearing(environment: Any) -> Any:
+    """With a reset that passes its seed to what the environment draws its start from."""
+    import gymnasium
+
+    class Hearing(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def reset(
+            self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        ) -> tuple[Any, dict[str, Any]]:
+            if seed is not None:
+                self.unwrapped.seed(seed)  # type: ignore[attr-defined]
+            return self.env.reset(seed=seed, options=options)
+
+    return Hearing(environment)
 
 
 def _noisy(environment: Any, c: NoiseConfig) -> Any:

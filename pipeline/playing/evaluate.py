@@ -176,7 +176,7 @@ def evaluate(
         ValueError: if the environment cannot be made, the policy or the motion does not fit it, or an input is missing.
     """
     if not settings.plays:
-        nothing = dict.fromkeys(("seed", "plane", "max_steps", "reference"))
+        nothing = dict.fromkeys(("seed", "plane", "max_steps", "action_repeat", "reference"))
         return {"env": settings.env, "env_options": {}, **nothing, "versions": {}, "policies": {}}
     if load is None:
         from dynarep.pipeline.artifacts.storage import load_policy_model
@@ -201,6 +201,7 @@ def evaluate(
         "seed": settings.seed,
         "plane": settings.plane,
         "max_steps": settings.max_steps,
+        "action_repeat": settings.action_repeat,
         "reference": d4rl_reference(settings.env, settings.env_options),
         "versions": simulator_versions(settings.env),
         "policies": {policy: _raw(played) for policy, played in rollouts.items()},

@@ -38,7 +38,7 @@ Table = NDArray[np.float64]
 RANDOM_KIND = "random"
 """Kind of the policies that act at random."""
 
-SAME_KEYS = ("env", "env_options", "seed", "max_steps", "reference", "recording")
+SAME_KEYS = ("env", "env_options", "seed", "max_steps", "action_repeat", "reference", "recording")
 """Of ``returns.json``, what all policies of a run have in common."""
 
 PLAYED_SCORES = (
@@ -87,7 +87,7 @@ def gather(artifacts: Path, entries: Collection[str] | None = None) -> dict[str,
     owners: dict[str, str] = {}
     kinds: dict[str, str] = {}
     for path in paths:
-        entry, returns = path.parent.name, {"recording": None, **read_json(path)}
+        entry, returns = path.parent.name, {"recording": None, "action_repeat": 1, **read_json(path)}
         for key in SAME_KEYS:
             if found and returns[key] != found[key]:
                 raise ValueError(f"{path}: {key} is {returns[key]!r}, {paths[0]} has {found[key]!r}")

@@ -126,6 +126,7 @@ def _evaluated(scored: Scored) -> str:
             ("its own episodes", _worth(recording)),
             ("trained on it", ", ".join(name for name, score in scored.scores.items() if score["recording_seen"])),
             ("episodes", played),
+            ("an action lasts", f"{repeat} steps" if (repeat := raw["action_repeat"] or 1) > 1 else ""),
             ("longest", "" if raw["max_steps"] is None else f"{raw['max_steps']:,} steps"),
             ("simulator", ", ".join(f"{package} {number}" for package, number in raw["versions"].items())),
         ]
