@@ -406,7 +406,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description="Measure throughput.")
     parser.add_argument("--only", default="", help="groups whose name matches this regular expression")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of every contender")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of every contender")
     parser.add_argument("--scale", type=float, default=1.0, help="length of a turn; 1 is about two seconds")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory, which takes a process each")
     parser.add_argument("--end-to-end", action="store_true", help="also time the stages of a whole path (minutes)")
