@@ -183,7 +183,7 @@ def test_an_action_that_lasts_several_steps() -> None:
         replace(settings, action_repeat=0)
 
 
-class Deaf(gymnasium.Env[np.ndarray, np.ndarray]):
+class IgnoresSeed(gymnasium.Env[np.ndarray, np.ndarray]):
     """Draws its start from a generator that a reset does not seed, as Meta-World's do."""
 
     observation_space = Box(-np.inf, np.inf, (3,), np.float64)
@@ -197,9 +197,9 @@ class Deaf(gymnasium.Env[np.ndarray, np.ndarray]):
 
 
 def test_a_reset_reaches_what_does_not_listen_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    gymnasium.register("Deaf-v0", entry_point=Deaf)
-    monkeypatch.setitem(environments.FAMILIES, r"Deaf-v\d+", environments.Family(deaf=True))
-    environment = make_environment("Deaf-v0")
+    gymnasium.register("IgnoresSeed-v0", entry_point=IgnoresSeed)
+    monkeypatch.setitem(environments.FAMILIES, r"IgnoresSeed-v\d+", environments.Family(ignores_seed=True))
+    environment = make_environment("IgnoresSeed-v0")
     first, other, again = (environment.reset(seed=seed)[0] for seed in (1, 2, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).all()

@@ -113,7 +113,7 @@ class Family:
         distributions: packages beside Gymnasium and MuJoCo whose versions decide what the environments do.
         options: keyword arguments of ``gymnasium.make`` where the evaluation sets none.
         observations: entries of the dictionary that make up an observation, in this order; None: all, by name.
-        deaf: the seed of a reset does not reach what the start is drawn from; the environment has a method ``seed`` for it.
+        ignores_seed: the seed of a reset does not reach what the start is drawn from; the method ``seed`` does.
         sparse: a positive return means that the goal was reached.
         misfits: size of an observation that some recordings of the task have -> why it does not fit, and what to do.
         other_frame: what D4RL's datasets of the same layout are called whose coordinates are not those of the environment.
@@ -124,7 +124,7 @@ class Family:
     distributions: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     observations: tuple[str, ...] | None = None
-    deaf: bool = False
+    ignores_seed: bool = False
     sparse: bool = False
     misfits: Mapping[int, str] = field(default_factory=dict)
     other_frame: str | None = None
@@ -167,7 +167,7 @@ FAMILIES: dict[str, Family] = {
         package="ogbench", extra="ogbench", distributions=("ogbench",)
     ),
     r"Meta-World/.+": Family(
-        package="metaworld", extra="metaworld", distributions=("metaworld",), options={"seed": 0}, deaf=True
+        package="metaworld", extra="metaworld", distributions=("metaworld",), options={"seed": 0}, ignores_seed=True
     ),
     r"dm_control/.+": Family(package="shimmy", extra="dmc", distributions=("shimmy", "dm-control")),
     r"Ant-v\d+": Family(
@@ -244,8 +244,8 @@ def make_environment(
             raise EvaluationError(f"env {env!r}: {name} are {space}, expected a Box with one axis")
         if name == "actions" and not space.is_bounded():
             raise EvaluationError(f"env {env!r}: {name} are {space}, expected finite bounds")
-    if kind.deaf:
-        environment = _hearing(environment)
+    if kind.ignores_seed:
+        environment = _seeded_by_reset(environment)
     if action_repeat > 1:
         environment = RepeatAction(environment, action_repeat)
     return environment if noise is None else _noisy(environment, noise)
@@ -275,11 +275,11 @@ def without_counting(environments: Sequence[Any]) -> tuple[list[Any], int | None
     return inside, min(limits, default=None)
 
 
-def _hearing(environment: Any) -> Any:
+def _seeded_by_reset(environment: Any) -> Any:
     """With a reset that passes its seed to what the environment draws its start from."""
     import gymnasium
 
-    class Hearing(gymnasium.Wrapper[Any, Any, Any, Any]):
+    class SeededByReset(gymnasium.Wrapper[Any, Any, Any, Any]):
         def reset(
             self, *, seed: int | None = None, options: dict[str, Any] | None = None
         ) -> tuple[Any, dict[str, Any]]:
@@ -287,7 +287,7 @@ def _hearing(environment: Any) -> Any:
                 self.unwrapped.seed(seed)  # type: ignore[attr-defined]
             return self.env.reset(seed=seed, options=options)
 
-    return Hearing(environment)
+    return SeededByReset(environment)
 
 
 def _noisy(environment: Any, c: NoiseConfig) -> Any:
