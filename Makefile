@@ -33,7 +33,7 @@ status: $(VENV)/.installed  ## tell which stages are fresh, and why the others a
 
 test: $(VENV)/.installed-dev  ## set up and run the default tests, the linter and the type checker
 	$(MAKE) --no-print-directory lint
-	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev  ## the tests marked slow
 	python -m pytest -m slow
