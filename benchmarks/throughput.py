@@ -5,7 +5,8 @@
 Peers come with ``pip install -e .[bench]``; those that are missing are named as such. Numbers are medians over repeats in
 which the contenders of a group take turns on one core (or one GPU), with the least and the largest; ratios are those of
 medians. The floor is the arithmetic of an update (counted by PyTorch) at the rate of a batched product of its size.
-Writes ``benchmarks/results/throughput.json``; ``python -m benchmarks.tables docs/performance.md`` shows it.
+Writes ``benchmarks/results/throughput.json``, group by group; ``--resume`` goes on with a run that was stopped.
+``python -m benchmarks.tables docs/performance.md`` shows it.
 """
 
 from __future__ import annotations
@@ -272,12 +273,15 @@ def accuracy() -> dict[str, dict[str, float]]:
 
 
 def peak_memory(kind: str, group: int, contender: int, scale: float) -> int | None:
-    """Largest resident memory, in MB, of a process that does this contender's work alone; None if it fails."""
+    """Largest resident memory, in MB, of a process that does this contender's work alone; None if it fails.
+
+    Linux alone tells it (``VmHWM``): ``ru_maxrss`` of a new process begins at that of the one that started it.
+    """
     of_kind = {"compared": "groups", "growth": "growth"}[kind]
     code = (
-        "import resource, sys; from benchmarks import throughput as t;"
+        "import re; from pathlib import Path; from benchmarks import throughput as t;"
         f"c = t.{of_kind}({scale})[{group}].contenders[{contender}]; work = c.start();"
-        "work(); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "work(); print(int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) // 1024)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     lines = done.stdout.split()
@@ -402,6 +406,23 @@ def versions() -> dict[str, str]:
     return found
 
 
+def resumed(output: Path, begun: dict[str, Any]) -> dict[str, Any]:
+    """What a stopped run has stored.
+
+    Args:
+        output: where it is.
+        begun: what this run has before its first group.
+
+    Raises:
+        ValueError: if the stored run was made on another machine, with other versions or another number of turns.
+    """
+    stored: dict[str, Any] = json.loads(output.read_text())
+    for field in ("machine", "versions", "repeats"):
+        if stored[field] != begun[field]:
+            raise ValueError(f"{output}: {field}: found {stored[field]}, expected {begun[field]} to go on with its run")
+    return {**begun, "groups": stored["groups"]}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description="Measure throughput.")
@@ -411,6 +432,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory, which takes a process each")
     parser.add_argument("--end-to-end", action="store_true", help="also time the stages of a whole path (minutes)")
     parser.add_argument("--output", type=Path, default=RESULTS / "throughput.json", help="where the numbers go")
+    parser.add_argument("--resume", action="store_true", help="keep the groups that a stopped run left in the output")
     options = parser.parse_args(arguments)
     import torch
 
@@ -421,13 +443,17 @@ def main(arguments: list[str] | None = None) -> None:
         "repeats": options.repeats,
         "groups": [],
     }
+    if options.resume:
+        result = resumed(options.output, result)
+    done = {group["name"] for group in result["groups"]}
     kinds = [("compared", groups), ("growth", growth)]
     if device().type == "cpu":
         kinds.append(("parts", parts))
     sections = [(i, group, kind) for kind, of_kind in kinds for i, group in enumerate(of_kind(options.scale))]
     for i, group, kind in sections:
-        if not re.search(options.only, group.name):
+        if group.name in done or not re.search(options.only, group.name):
             continue
+        torch._dynamo.reset()  # contenders of earlier groups count towards the limit of compiled variants
         timings = compare(group, options.repeats)
         ours = timings[0].median
         rows = [row(timing, ours) for timing in timings]

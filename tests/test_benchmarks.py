@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import distances, presets, scores, tables
+from benchmarks import distances, presets, scores, tables, throughput
 from dynarep.configs.params import validate
 from dynarep.pipeline.entries import datasets_of, parse_entry, read_params, section_of
 from dynarep.pipeline.playing.play import EvaluateConfig
@@ -376,3 +376,12 @@ def test_the_page_of_speed_is_drawn_from_what_is_stored(tmp_path: Path) -> None:
     tables.ratio_plot(tmp_path / "performance.svg")
     tables.growth_plot(tmp_path / "growth.svg")
     assert {path.name for path in tmp_path.iterdir()} == {"performance.svg", "growth.svg"}
+
+
+def test_a_stopped_throughput_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
+    begun: dict[str, Any] = {"machine": {"cores": 2}, "versions": {"torch": "2"}, "repeats": 3, "groups": []}
+    output = tmp_path / "throughput.json"
+    output.write_text(json.dumps({**begun, "groups": [{"name": "first"}]}))
+    assert throughput.resumed(output, begun)["groups"] == [{"name": "first"}]
+    with pytest.raises(ValueError, match=r"machine: found .* 2}, expected .* 4}"):
+        throughput.resumed(output, {**begun, "machine": {"cores": 4}})
