@@ -12,6 +12,7 @@ from dynarep.data.resident import TransitionTable
 from dynarep.pipeline.method import Sources, World
 from dynarep.pipeline.methods.learners.weighted_bc import WeightedBC, WeightedBCConfig, cloning_weights
 from dynarep.pipeline.nn.functional import suffix_returns
+from dynarep.pipeline.training.config import TrainingConfig
 
 
 def test_suffix_returns_by_hand() -> None:
@@ -69,7 +70,7 @@ def test_with_a_baseline_the_better_of_two_transitions_counts_at_every_state() -
     """State 0 pays 2 or 3, state 1 pays 0 or 1: V takes the level away, so the better one at each has the same weight."""
     sources = sources_of(table_of([0.0, 0.0, 1.0, 1.0]), [2.0, 3.0, 0.0, 1.0])
     torch.manual_seed(0)
-    learner = learner_of(temperature=1.0, hidden=(16,))
+    learner = learner_of(temperature=1.0, hidden=(16,), baseline=TrainingConfig(updates=1))
     learner.prepare(sources)
     first, _ = learner.phases()
     baseline = first.learner
@@ -90,7 +91,7 @@ def test_with_a_baseline_the_better_of_two_transitions_counts_at_every_state() -
 def test_transitions_are_drawn_in_proportion() -> None:
     n = 4
     sources = sources_of(table_of([0.0, 1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0, 4.0]).log().tolist())
-    learner = learner_of(temperature=1.0, baseline=None)
+    learner = learner_of(temperature=1.0)
     learner.prepare(sources)
     scale = torch.log(torch.tensor([1.0, 2.0, 3.0, 4.0])).std()
     expected = torch.tensor([1.0, 2.0, 3.0, 4.0]).pow(1 / scale)
@@ -103,7 +104,7 @@ def test_rewards_that_judge_episodes_are_not_compared_by_state() -> None:
     """Two episodes of two steps, all from state 0 to 1: with a baseline the good one would count as much as the poor one."""
     table = table_of([0.0, 1.0, 0.0, 1.0])
     table.lengths = torch.tensor([2, 2])
-    learner = learner_of(temperature=1.0)
+    learner = learner_of(temperature=1.0, baseline=TrainingConfig(updates=1))
     learner.prepare(sources_of(table, [0.3, 0.3, 0.9, 0.9]))
     assert len(learner.phases()) == 1
     weights = learner.weights[0]

@@ -9,11 +9,11 @@ Peng, Kumar, Zhang, Levine, "Advantage-Weighted Regression", 2019, arXiv 1910.00
 | w_t = exp(beta (min(A_t, q) - q) / std A), A = G - V(s), q the quantile 1 - 1 / b of A | ``cloning_weights`` |
 | -E_w log pi(a|s) | ``cloning.Cloning.losses`` on transitions drawn in proportion to w |
 
-A whole episode need not be good for a part of it to be worth cloning, so this also works on play data, in which episodes are no
-units. With V a transition is compared with others of similar states. Without it (``baseline: null``) what pays little is hardly
-cloned, even where nothing near pays more, and the policy does not know what to do there. A is divided by its deviation over all
-transitions, so the unit of the rewards does not matter. At least a share 1 / b of the transitions has the largest weight, so none
-weighs more than b times the mean.
+A whole episode need not be good for a part of it to be worth cloning, so this also works on play data, in which episodes are
+no units. Without V (``baseline: null``) G itself takes the place of A: what pays little is hardly cloned, even where nothing near
+pays more. With V a transition is compared with others of similar states. A is divided by its deviation over all transitions, so
+the unit of the rewards does not matter. At least a share 1 / b of the transitions has the largest weight, so none weighs more
+than b times the mean.
 
 Rewards that are the same for all steps of an episode judge episodes (``judges_episodes``). Then V is left out: it would compare
 a poor episode with others at the states that only poor ones reach, and have them cloned as much as the best.
@@ -48,7 +48,7 @@ class WeightedBCConfig(CloningConfig):
     """Discount of the sum over the rest of the episode; 0 takes the reward of the transition alone."""
     max_weight: float = Field(default=1000.0, gt=1)
     """b: bound on the weight of a transition, in units of the mean weight."""
-    baseline: TrainingConfig | None = TrainingConfig(updates=1500)
+    baseline: TrainingConfig | None = None
     """Training of V; None compares G over the whole dataset, as rewards that judge episodes always are."""
 
     def __post_init__(self) -> None:
