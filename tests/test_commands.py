@@ -269,7 +269,6 @@ def test_a_project_of_init_runs_to_its_report_without_an_environment(here: Path,
         for entry in values[section].values():
             if "training" in entry:
                 entry["training"] = {"updates": 20, "batch_size": 16, "compile": False}
-    values["learn"]["weighted"]["baseline"] = {"updates": 20, "batch_size": 16, "compile": False}
     values["evaluate"]["recording"]["fitted_q"] = {"gamma": 0.5, "hidden": [8], "training": {"updates": 200}}
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
