@@ -414,10 +414,10 @@ def resumed(output: Path, begun: dict[str, Any]) -> dict[str, Any]:
         begun: what this run has before its first group.
 
     Raises:
-        ValueError: if the stored run was made on another machine, with other versions or another number of turns.
+        ValueError: if the stored run was made on another machine, with other versions, or another number or length of turns.
     """
     stored: dict[str, Any] = json.loads(output.read_text())
-    for field in ("machine", "versions", "repeats"):
+    for field in ("machine", "versions", "repeats", "scale"):
         if stored[field] != begun[field]:
             raise ValueError(f"{output}: {field}: found {stored[field]}, expected {begun[field]} to go on with its run")
     return {**begun, "groups": stored["groups"]}
@@ -441,6 +441,7 @@ def main(arguments: list[str] | None = None) -> None:
         "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "device": str(device())},
         "versions": versions(),
         "repeats": options.repeats,
+        "scale": options.scale,
         "groups": [],
     }
     if options.resume:

@@ -379,9 +379,17 @@ def test_the_page_of_speed_is_drawn_from_what_is_stored(tmp_path: Path) -> None:
 
 
 def test_a_stopped_throughput_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
-    begun: dict[str, Any] = {"machine": {"cores": 2}, "versions": {"torch": "2"}, "repeats": 3, "groups": []}
+    begun: dict[str, Any] = {
+        "machine": {"cores": 2},
+        "versions": {"torch": "2"},
+        "repeats": 3,
+        "scale": 1.0,
+        "groups": [],
+    }
     output = tmp_path / "throughput.json"
     output.write_text(json.dumps({**begun, "groups": [{"name": "first"}]}))
     assert throughput.resumed(output, begun)["groups"] == [{"name": "first"}]
     with pytest.raises(ValueError, match=r"machine: found .* 2}, expected .* 4}"):
         throughput.resumed(output, {**begun, "machine": {"cores": 4}})
+    with pytest.raises(ValueError, match=r"scale: found 1.0, expected 0.1"):
+        throughput.resumed(output, {**begun, "scale": 0.1})
